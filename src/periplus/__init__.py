@@ -1,0 +1,35 @@
+"""Periplus: deep generative models of small images, trained, measured, located and priced.
+
+    import periplus
+
+    data = periplus.load_data("digits")
+    run = periplus.train(periplus.AdversarialConfig("wgan-gp", epochs=50), data, "runs/first")
+    images = run.sample(64)          # (64, 1, 8, 8) in [0, 1]
+
+The names below are the front door; the rooms behind it are listed in CONTRIBUTING.md.
+"""
+
+from periplus.config import AdversarialConfig
+from periplus.data import ImageData, load_data
+from periplus.errors import DataError, Interrupted, NonFiniteError, PeriplusError, RunError, UsageError
+from periplus.objectives import gradient_penalty
+from periplus.runs import Run, load_run
+from periplus.training import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdversarialConfig",
+    "DataError",
+    "ImageData",
+    "Interrupted",
+    "NonFiniteError",
+    "PeriplusError",
+    "Run",
+    "RunError",
+    "UsageError",
+    "gradient_penalty",
+    "load_data",
+    "load_run",
+    "train",
+]

@@ -1,0 +1,378 @@
+"""What the commands do: one frozen dataclass each, its fields the options, its `run` the work.
+
+Heavy libraries are imported inside `run`, so that `--help` and usage errors answer at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import tyro
+from tyro.conf import Positional, arg
+
+from periplus.config import ADVERSARIAL_DEFAULTS, AdversarialConfig, AdversarialModel, nearest
+from periplus.errors import UsageError
+
+MODELS: tuple[str, ...] = get_args(AdversarialModel)
+#: Configuration fields that the command line settles itself: the model is the word after 'train', and there is one architecture so far.
+SETTLED = ("model", "architecture")
+#: Configuration fields that a model has no use for, and so no option.
+NOT_FOR: dict[str, tuple[str, ...]] = {"gan": ("penalty_weight",), "wgan-gp": ("generator_loss",)}
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options of every command."""
+
+    json: Annotated[bool, arg(help="Print one JSON document on stdout.")] = False
+    debug: Annotated[bool, arg(help="Show tracebacks.")] = False
+
+    def tell(self, record: Any, text: str | None = None) -> None:
+        """The outcome: JSON with --json, else the text."""
+        if self.json:
+            print(json.dumps(record, indent=2, default=str))
+        elif text is not None:
+            print(text)
+
+
+# ---- train ----------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Common):
+    """Options of `periplus train` beside those of the configuration."""
+
+    data: Annotated[str, arg(help="A named set (digits, mnist, fashion-mnist, binarized-mnist), an .npz, an IDX file or a folder of images.")]
+    out: Annotated[Path, arg(help="The run folder to make.")]
+    image_size: Annotated[int | None, arg(help="Resize images to squares of so many pixels.")] = None
+    data_root: Annotated[Path | None, arg(help="Where named sets are looked for first; else $PERIPLUS_DATA, else the cache.")] = None
+    preset: Annotated[Literal["default", "sheet"], arg(help="sheet: the course sheet's setting (learning rate 1e-4, 100 epochs, 1:1).")] = "default"
+    resume: Annotated[bool, arg(help="Go on with the run in --out; options left out are those of the run.")] = False
+    threads: Annotated[int | None, arg(help="Threads of one operation; part of what makes a run repeatable to the bit.")] = None
+    allow_other_threads: Annotated[bool, arg(help="Resume with another thread count, giving up the same bits.")] = False
+    dry_run: Annotated[bool, arg(help="Say what would be done, and write nothing.")] = False
+    fast_dev_run: Annotated[bool, arg(help="Three steps through every part of the machinery, to see that all of it works.")] = False
+
+    def config(self) -> AdversarialConfig:
+        """The configuration among the options."""
+        names = [f.name for f in dataclasses.fields(AdversarialConfig)]
+        config = AdversarialConfig(**{k: getattr(self, k) for k in names if hasattr(self, k)})
+        if self.fast_dev_run:
+            config = dataclasses.replace(config, max_steps=3, log_every=1, sample_every=2, checkpoint_every=2)
+        return config
+
+    def run(self) -> None:
+        """Train, with progress; say where the run is."""
+        import torch
+
+        from periplus.console import TrainingDisplay, note, warn
+        from periplus.data import load_data
+        from periplus.training import check_vacant, plan, train
+
+        if self.threads is not None:
+            if self.threads < 1:
+                raise UsageError(f"--threads is {self.threads}: at least 1 is needed")
+            torch.set_num_threads(self.threads)
+        check_vacant(self.out, self.resume)  # before the data are read, which may take a while
+        config = self.config()
+        data = load_data(self.data, root=self.data_root, image_size=self.image_size)
+        decided = plan(config, data)
+        if self.dry_run:
+            self.tell(dataclasses.asdict(decided), describe_plan(decided, self.out))
+            return
+        if self.resume and (finished := finished_run(self.out, decided)) is not None:
+            self.tell(finished, f"{self.out} is finished: {decided.steps} steps were done; nothing was changed")
+            return
+        if not self.json:
+            note(f"{config.model} on {data.name}: {decided.steps} steps of {config.batch_size} images, {decided.config.device}")
+        with TrainingDisplay(f"{config.model} {self.out}") as display:
+            run = train(
+                config,
+                data,
+                self.out,
+                source=self.data,
+                resume=self.resume,
+                allow_other_threads=self.allow_other_threads,
+                on_progress=display,
+                warn=warn,
+            )
+        last = run.metrics[-1] if run.metrics else {}
+        self.tell({"run": str(self.out), "step": run.step, "steps": decided.steps, "metrics": last}, f"{self.out}: {run.step} steps done")
+
+
+def finished_run(out: Path, decided: Any) -> dict[str, Any] | None:
+    """The record of a run that has nothing left to do, or None."""
+    from periplus.checkpoints import list_checkpoints
+    from periplus.runs import CHECKPOINTS, load_run
+
+    found = list_checkpoints(out / CHECKPOINTS) if (out / CHECKPOINTS).is_dir() else []
+    if not found or int(found[-1].name.removeprefix("step-")) < decided.steps:
+        return None
+    run = load_run(out)
+    return {"run": str(out), "step": run.step, "steps": decided.steps, "metrics": run.metrics[-1]} if run.step >= decided.steps else None
+
+
+def train_options(argv: Sequence[str]) -> type[Train]:
+    """The options of one model as a dataclass, with the defaults of that model, of the preset, or of the run that is resumed."""
+    model = argv[0]
+    if model not in MODELS:
+        raise UsageError(f"unknown model '{model}'{nearest(model, MODELS)}: known are {', '.join(MODELS)}")
+    defaults = AdversarialConfig.sheet(model) if _value_of(argv, "--preset") == "sheet" else AdversarialConfig(model=model)  # type: ignore[arg-type]
+    changes: dict[str, Any] = {k: v for k, v in ADVERSARIAL_DEFAULTS[model].items() if getattr(defaults, k) is None}
+    data: Any = dataclasses.MISSING
+    if "--resume" in argv and (out := _value_of(argv, "--out")) is not None:
+        from periplus.training import stored_config
+
+        if (stored := stored_config(out)) is not None:
+            defaults, data = stored
+            changes = {}
+            if defaults.model != model:
+                raise UsageError(f"{out} was trained as '{defaults.model}', not '{model}'")
+    return _options_from(dataclasses.replace(defaults, **changes), data)
+
+
+def _options_from(defaults: AdversarialConfig, data: Any) -> type[Train]:
+    hints, documents = get_type_hints(AdversarialConfig), attribute_documents(AdversarialConfig)
+    fields: list[Any] = []
+    if data is not dataclasses.MISSING:
+        fields.append(("data", get_type_hints(Train, include_extras=True)["data"], dataclasses.field(default=data)))
+    for f in dataclasses.fields(AdversarialConfig):
+        if f.name in NOT_FOR[defaults.model]:
+            continue
+        default = getattr(defaults, f.name)
+        hint: Any = hints[f.name] if default is None else _without_none(hints[f.name])
+        if f.name in SETTLED:
+            hint = Annotated[hint, tyro.conf.Suppress]
+        fields.append((f.name, Annotated[hint, arg(help=documents.get(f.name, ""))], dataclasses.field(default=default)))
+    made = dataclasses.make_dataclass("TrainOptions", fields, bases=(Train,), frozen=True, kw_only=True)
+    made.__doc__ = f"Train '{defaults.model}' into a run folder that can be resumed, sampled and reported on."
+    return made
+
+
+def _without_none(hint: Any) -> Any:
+    """X of X | None."""
+    rest = [h for h in get_args(hint) if h is not type(None)]
+    return rest[0] if len(rest) == 1 and type(None) in get_args(hint) else hint
+
+
+def _value_of(argv: Sequence[str], name: str) -> str | None:
+    """The value of an option among raw words, in either spelling (--out X, --out=X)."""
+    for i, word in enumerate(argv):
+        if word == name and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(f"{name}="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def attribute_documents(cls: type) -> dict[str, str]:
+    """The strings under a dataclass's fields, by field, for the help."""
+    body = ast.parse(inspect.getsource(cls)).body[0].body  # type: ignore[attr-defined]
+    found = {}
+    for node, following in zip(body, body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            found[node.target.id] = str(following.value.value)  # type: ignore[union-attr]
+    return found
+
+
+def describe_plan(decided: Any, out: Path) -> str:
+    """What a dry run prints."""
+    parameters = ", ".join(f"{k} {v:,}" for k, v in decided.parameters.items())
+    values = "\n".join(f"  {k} = {v}" for k, v in dataclasses.asdict(decided.config).items() if v is not None)
+    return (
+        f"would train into {out}: {decided.steps} steps on {decided.training_images} images; trainable parameters: {parameters}\n{values}\n"
+        "nothing was written"
+    )
+
+
+# ---- sample ---------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Common):
+    """Draw samples from a run."""
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN", help="A run folder.")]
+    n: Annotated[int, arg(help="How many.")] = 64
+    out: Annotated[Path | None, arg(help="A .png grid, or an .npz with 'images' (N, C, H, W). Default: RUN/samples.png")] = None
+    seed: Annotated[int, arg(help="Of the codes: the same seed gives the same images.")] = 0
+    columns: Annotated[int | None, arg(help="Of the grid; 10 by default.")] = None
+    last: Annotated[bool, arg(help="Sample the last generator instead of the averaged one (EMA).")] = False
+    device: Annotated[str, arg(help="cpu, cuda or auto.")] = "cpu"
+
+    def run(self) -> None:
+        """Write the file and say so."""
+        from periplus.pictures import save_images
+        from periplus.runs import load_run
+
+        run = load_run(self.folder, self.device, ema=not self.last)
+        out = self.out or self.folder / "samples.png"
+        images = run.sample(self.n, self.seed)
+        save_images(images.cpu(), out, self.columns)
+        record = {"run": str(self.folder), "step": run.step, "n": self.n, "seed": self.seed, "out": str(out)}
+        self.tell(record, f"{out}: {self.n} samples of {self.folder} at step {run.step}")
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataList(Common):
+    """List the named data sets and where they are."""
+
+    root: Annotated[Path | None, arg(help="Look here first; else $PERIPLUS_DATA, else the cache.")] = None
+
+    def run(self) -> None:
+        """Print the table."""
+        from periplus.console import table
+        from periplus.data import list_sources
+
+        infos = list_sources(self.root)
+        records: list[dict[str, Any]] = [
+            {
+                "name": i.source.name,
+                "splits": dict(i.source.splits),
+                "shape": i.source.shape,
+                "licence": i.source.licence,
+                "found": "embedded" if i.embedded else str(i.found) if i.found else None,
+            }
+            for i in infos
+        ]
+        if self.json:
+            self.tell(records)
+            return
+        rows = [
+            (r["name"], ", ".join(f"{k} {v:,}" for k, v in r["splits"].items()), "x".join(map(str, r["shape"])), r["found"] or "not here: fetch")
+            for r in records
+        ]
+        table(("name", "images", "C x H x W", "where"), rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFetch(Common):
+    """Download a named data set, checked against its published SHA-256; a broken download is continued."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME", help="As in 'periplus data list'.")]
+    root: Annotated[Path | None, arg(help="The data folder to put it in; by default the cache.")] = None
+
+    def run(self) -> None:
+        """Fetch and say what is where."""
+        from periplus.console import note
+        from periplus.data import fetch
+        from periplus.data.sources import terminal_progress
+
+        def plain(name: str, done: int, size: int) -> None:
+            if done == size:
+                note(f"{name}: {size:,} bytes")
+
+        paths = fetch(self.name, self.root, terminal_progress() or plain)
+        text = "\n".join(map(str, paths)) or f"{self.name} is embedded: nothing to fetch"
+        self.tell({"name": self.name, "files": [str(p) for p in paths]}, text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataVerify(Common):
+    """Check the files of a named data set against their published SHA-256. Exit code 3 unless all are there and whole."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME", help="As in 'periplus data list'.")]
+    root: Annotated[Path | None, arg(help="Look here first; else $PERIPLUS_DATA, else the cache.")] = None
+
+    def run(self) -> None:
+        """Print a line per file."""
+        from periplus.data import verify
+        from periplus.errors import DataError
+
+        statuses = verify(self.name, self.root)
+        lines = "\n".join(f"{s.status:<8} {s.path}" for s in statuses) or f"ok       {self.name} (embedded)"
+        self.tell([dataclasses.asdict(s) for s in statuses], lines)
+        if bad := [s for s in statuses if s.status != "ok"]:
+            raise DataError(f"{bad[0].path} is {bad[0].status}: 'periplus data fetch {self.name}' gets a good one")
+
+
+def data_options(argv: Sequence[str]) -> type[Common]:
+    """The options of `periplus data WORD`."""
+    words: dict[str, type[Common]] = {"list": DataList, "fetch": DataFetch, "verify": DataVerify}
+    if argv[0] not in words:
+        raise UsageError(f"unknown word 'data {argv[0]}'{nearest(argv[0], words)}: known are {', '.join(words)}")
+    return words[argv[0]]
+
+
+# ---- doctor ---------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Common):
+    """Say what this machine has, what a run would use of it, and what is missing."""
+
+    def run(self) -> None:
+        """Print the findings; exit code 0 whatever they are."""
+        from periplus.console import table
+        from periplus.doctor import examine
+
+        findings = examine()
+        if self.json:
+            self.tell([f._asdict() for f in findings])
+            return
+        table(("", "what", "found"), [("ok" if f.ok else "!!", f.what, f.found) for f in findings])
+
+
+# ---- report and study -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Common):
+    """Write report.pdf and report.html of one or more runs: settings, curves, samples, class shares, nearest training images."""
+
+    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN", help="Run folders.")]
+    out: Annotated[Path | None, arg(help="The folder to write to. Default: the run's own folder, for one run.")] = None
+    data_root: Annotated[Path | None, arg(help="Where named sets are looked for first.")] = None
+
+    def run(self) -> None:
+        """Write both and say where."""
+        from periplus.study.reporting import report_runs
+
+        if not self.folders:
+            raise UsageError("periplus report needs at least one RUN folder")
+        if self.out is None and len(self.folders) > 1:
+            raise UsageError("give --out DIR for a report of several runs")
+        files = report_runs(self.folders, self.out or self.folders[0], self.data_root)
+        self.tell({"files": [str(f) for f in files]}, "\n".join(map(str, files)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Common):
+    """The whole sheet, end to end: trains, measures, and writes report.pdf, report.html, results.json and an archive."""
+
+    data: Annotated[str | None, arg(help="A named set or a path; by default that of the preset.")] = None
+    out: Annotated[Path, arg(help="The folder to make.")] = Path("study")
+    preset: Annotated[
+        Literal["digits", "quick", "sheet"],
+        arg(help="digits: minutes on two cores. quick: MNIST. sheet: MNIST with the sheet's settings in full."),
+    ] = "digits"
+    only: Annotated[tuple[str, ...], arg(help="Chapters to make, such as 2a 2b or 2a,2b. By default all.")] = ()
+    seeds: Annotated[int | None, arg(help="Runs of each model; by default that of the preset (3).")] = None
+    epochs: Annotated[int | None, arg(help="Passes over the data; by default that of the preset.")] = None
+    resume: Annotated[bool, arg(help="Go on with the study in --out; what is done and unchanged is kept.")] = False
+    archive: Annotated[Literal["zip", "tar.gz"] | None, arg(help="Bundle report, figures, results and configurations (no weights).")] = None
+    author: Annotated[tuple[str, ...], arg(help="Authors, for the title page.")] = ()
+    collaborators: Annotated[tuple[str, ...], arg(help="Collaborators, for the title page.")] = ()
+    hours: Annotated[float | None, arg(help="Hours spent, for the title page.")] = None
+    image_size: Annotated[int | None, arg(help="Resize images to squares of so many pixels.")] = None
+    data_root: Annotated[Path | None, arg(help="Where named sets are looked for first.")] = None
+    workers: Annotated[int | None, arg(help="Runs trained at once, one thread each; by default the number of cores.")] = None
+
+    def run(self) -> None:
+        """Make the study and say where it is."""
+        from periplus.study import Settings, make_study
+
+        names = {f.name for f in dataclasses.fields(Settings)}
+        files = make_study(Settings(**{k: v for k, v in vars(self).items() if k in names}), command=" ".join(["periplus", *sys.argv[1:]]))
+        self.tell({"files": [str(f) for f in files]}, "\n".join(map(str, files)))

@@ -1,0 +1,230 @@
+"""Configurations: frozen dataclasses of plain values, and the strict TOML they are kept in.
+
+A field that is None means "the default of this model"; `resolve` fills it in, so that a run's `config.toml` states every value that was used.
+Reading is strict: an unknown key, a value of the wrong type or out of range is an error that names the key, the value and the nearest known key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from periplus.errors import RunError, UsageError
+from periplus.files import write_atomically
+
+T = typing.TypeVar("T")
+AdversarialModel = Literal["gan", "wgan-gp"]
+
+#: What a None in AdversarialConfig stands for, by model. Measured choices: LOG.md says what else was tried and how it failed.
+ADVERSARIAL_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gan": {"beta1": 0.5, "beta2": 0.999, "generator_batch_norm": True, "critic_dropout": 0.3},
+    "wgan-gp": {"beta1": 0.5, "beta2": 0.9, "generator_batch_norm": False, "critic_dropout": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """Everything that decides an adversarial training run. Plain values; None is the model's own default (see `resolve`)."""
+
+    model: AdversarialModel = "wgan-gp"
+    """gan (Goodfellow et al. 2014) or wgan-gp (Gulrajani et al. 2017)."""
+    epochs: int = 20
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per step."""
+    latent_dim: int = 32
+    """Dimension of the code z ~ N(0, 1)."""
+    architecture: Literal["mlp", "custom"] = "mlp"
+    """mlp: 128-256-512-1024 generator. custom: the modules given as networks=."""
+    learning_rate: float = 2e-4
+    """Adam's step size, for both networks."""
+    beta1: float | None = None
+    """Adam's first decay."""
+    beta2: float | None = None
+    """Adam's second decay."""
+    critic_steps: int = 1
+    """Critic steps per generator step."""
+    generator_loss: Literal["non-saturating", "saturating"] = "non-saturating"
+    """gan only: which of the two generator losses."""
+    penalty_weight: float = 10.0
+    """wgan-gp only: lambda, the weight of the gradient penalty."""
+    generator_batch_norm: bool | None = None
+    """Batch normalisation in the generator's hidden layers."""
+    critic_dropout: float | None = None
+    """Dropout probability in the critic's hidden layers."""
+    ema: float = 0.999
+    """Decay per step of the averaged generator that is sampled from; 0 turns averaging off."""
+    held_out: int | None = None
+    """Images drawn by seed and kept out of training, for the critic's gap; a tenth of the data, at most 1000."""
+    seed: int = 0
+    """Of weights, batches, codes and everything else that is random."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:N."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast where the machine multiplies it natively, else float32. Decided by capability, never by a timing."""
+    max_steps: int | None = None
+    """Stop after so many generator steps, whatever the epochs say."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    sample_every: int = 500
+    """Steps between sample grids."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; there is always one at the end and one at an interruption."""
+    keep_last: int = 2
+    """Scheduled checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("epochs", "latent_dim", "critic_steps", "log_every", "sample_every", "checkpoint_every", "keep_last"):
+            _check(self, name, getattr(self, name) >= 1, "at least 1")
+        _check(self, "batch_size", self.batch_size >= 2, "at least 2")
+        _check(self, "learning_rate", self.learning_rate > 0, "positive")
+        _check(self, "penalty_weight", self.penalty_weight >= 0, "zero or more")
+        for name in ("beta1", "beta2", "critic_dropout", "ema"):
+            value = getattr(self, name)
+            _check(self, name, value is None or 0 <= value < 1, "in [0, 1)")
+        _check(self, "held_out", self.held_out is None or self.held_out >= 0, "zero or more")
+        _check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
+        _check(self, "seed", 0 <= self.seed < 2**63, "in [0, 2^63)")
+
+    @classmethod
+    def sheet(cls, model: AdversarialModel, **changes: Any) -> Self:
+        """The course sheet's own setting (2a): learning rate 1e-4, 100 epochs, one critic step per generator step."""
+        return cls(**{"model": model, "learning_rate": 1e-4, "epochs": 100, "critic_steps": 1, **changes})
+
+    def resolve(self, images: int) -> Self:
+        """This configuration with every None filled in, for a data set of so many images. `max_steps` stays None when not given."""
+        defaults = ADVERSARIAL_DEFAULTS[self.model] | {"held_out": min(1000, images // 10)}
+        return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+
+
+Config = AdversarialConfig  # a union, once there is an AutoencoderConfig
+KINDS: dict[str, type[Config]] = {"adversarial": AdversarialConfig}
+
+
+def _check(config: Any, name: str, holds: bool, rule: str) -> None:
+    if not holds:
+        raise UsageError(f"{option(name)} is {getattr(config, name)!r}: it must be {rule}")
+
+
+def option(name: str) -> str:
+    """How a field is typed on the command line, with the field's own name where it differs."""
+    dashed = f"--{name.replace('_', '-')}"
+    return dashed if "_" not in name else f"{dashed} ({name})"
+
+
+def check_types(config: Any) -> None:
+    """Raise UsageError unless every field of a flat dataclass holds a value of its annotated type. Integers pass as floats, booleans do not."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not _fits(value, hints[field.name]):
+            raise UsageError(f"{option(field.name)} is {value!r}: {_describe(hints[field.name])} is needed")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, h) for h in typing.get_args(hint))
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_describe(h) for h in typing.get_args(hint) if h is not type(None))
+    return {int: "an integer", float: "a finite number", str: "text", bool: "true or false"}.get(hint, str(hint))
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """' (did you mean X?)' for the nearest known word, or ''."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+# ---- TOML ------------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What a run remembers of its data: enough to find it again and to refuse another."""
+
+    source: str
+    split: str
+    images: int
+    channels: int
+    height: int
+    width: int
+    sha256: str
+
+
+def write_config(path: Path, config: Config, data: DataRecord) -> None:
+    """Write a run's config.toml whole or not at all."""
+    kind = next(k for k, cls in KINDS.items() if type(config) is cls)
+    lines = ["# A run of Periplus: every value that was used. Read back strictly.", f"kind = {_toml(kind)}"]
+    for table, record in (("data", data), ("training", config)):
+        lines += ["", f"[{table}]"]
+        lines += [f"{k} = {_toml(v)}" for k, v in dataclasses.asdict(record).items() if v is not None]
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def read_config(path: Path) -> tuple[Config, DataRecord]:
+    """Read a run's config.toml. Raises RunError that names the file, and the key with its nearest known neighbour."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path.parent} is not a run: it has no config.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is not valid TOML: {error}") from None
+    _check_keys(path, "", tables, ("kind", "data", "training"))
+    kind = tables.get("kind")
+    if kind not in KINDS:
+        raise RunError(f"{path}: kind is {kind!r}; known kinds: {', '.join(KINDS)}")
+    return _read_table(path, "training", tables, KINDS[kind]), _read_table(path, "data", tables, DataRecord)
+
+
+def _read_table(path: Path, table: str, tables: dict[str, Any], cls: type[T]) -> T:
+    values = tables.get(table)
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: table [{table}] is missing")
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    _check_keys(path, f"[{table}] ", values, [f.name for f in fields])
+    missing = [f.name for f in fields if f.name not in values and f.default is dataclasses.MISSING]
+    if missing:
+        raise RunError(f"{path}: [{table}] lacks {', '.join(missing)}")
+    try:
+        record = cls(**values)
+        check_types(record)
+    except UsageError as error:
+        raise RunError(f"{path}: {error}") from None
+    return record
+
+
+def _check_keys(path: Path, where: str, found: dict[str, Any], known: typing.Sequence[str]) -> None:
+    for key in found:
+        if key not in known:
+            raise RunError(f"{path}: {where}unknown key '{key}'{nearest(key, known)}")
+
+
+def _toml(value: str | int | float | bool) -> str:
+    """A TOML scalar. JSON strings are TOML strings as long as nothing outside ASCII is escaped; DEL alone needs it."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value)

@@ -1,0 +1,190 @@
+"""Adversarial losses and the gradient penalty.
+
+Notation: critic (or discriminator) D: image -> score, generator G: code -> image, real images x, fakes G(z).
+
+    GAN       L_D = BCE[D(x), 1] + BCE[D(G(z)), 0]                                 (Goodfellow et al. 2014, eq. 1)
+              L_G = BCE[D(G(z)), 1]                     non-saturating              (ibid., section 3)
+              L_G = -BCE[D(G(z)), 0] = log(1 - D)       saturating
+    WGAN-GP   L_D = E D(G(z)) - E D(x) + lambda E (|grad D(x_hat)| - 1)^2           (Gulrajani et al. 2017, eq. 3)
+              L_G = - E D(G(z))
+              x_hat = e x + (1 - e) G(z),  e ~ U[0, 1] once per example
+
+The two generator losses of the GAN are different losses, not two spellings of one: they have the same fixed point, but where the discriminator
+rejects a fake with confidence the saturating one has slope -sigmoid(score) -> 0 and the non-saturating one has slope -(1 - sigmoid(score)) -> -1.
+
+Scores are logits, never probabilities: the cross-entropies are taken through softplus, which neither overflows nor loses digits.
+All functions are means over the batch, in nats for the GAN and in units of the score for WGAN-GP. Nothing here owns a network, an optimiser or a
+file, and nothing here calls `.backward()`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from periplus.errors import UsageError
+
+Critic = Callable[[Tensor], Tensor]
+
+#: Inside the square root of a gradient norm: keeps its derivative finite where the gradient is exactly zero.
+NORM_EPSILON = 1e-12
+
+
+def gan_discriminator_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:
+    """BCE[D(x), 1] + BCE[D(G(z)), 0] from logits of any shape; a scalar in nats. Equals 2 ln 2 for an undecided discriminator."""
+    return softplus(-real_score).mean() + softplus(fake_score).mean()
+
+
+def gan_generator_loss(fake_score: Tensor, form: str = "non-saturating") -> Tensor:
+    """The generator's loss from logits of its fakes; a scalar in nats.
+
+    form: "non-saturating", -log D(G(z)), or "saturating", log(1 - D(G(z))). Raises UsageError for any other.
+    """
+    if form == "non-saturating":
+        return softplus(-fake_score).mean()
+    if form == "saturating":
+        return -softplus(fake_score).mean()
+    raise UsageError(f"generator loss '{form}' is unknown: use 'non-saturating' or 'saturating'")
+
+
+def wgan_critic_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:
+    """E D(G(z)) - E D(x), the negative of the critic's estimate of the Wasserstein-1 distance; a scalar in units of the score."""
+    return fake_score.mean() - real_score.mean()
+
+
+def wgan_generator_loss(fake_score: Tensor) -> Tensor:
+    """- E D(G(z)); a scalar in units of the score."""
+    return -fake_score.mean()
+
+
+def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """x_hat = e x + (1 - e) G(z) with one e ~ U[0, 1] per example, broadcast over channels and pixels."""
+    e = torch.rand((real.shape[0],) + (1,) * (real.dim() - 1), generator=generator, device=real.device, dtype=real.dtype)
+    return torch.lerp(fake, real, e)
+
+
+def gradient_penalty(
+    critic: Critic,
+    real: Tensor,
+    fake: Tensor,
+    *,
+    target: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Per-example WGAN-GP penalty (|grad D(x_hat)|_2 - target)^2, unweighted (Gulrajani et al. 2017, eq. 3).
+
+    The norm is taken over all channels and pixels of one example; the result is differentiable with respect to the critic's parameters, and
+    carries no gradient into `real` or `fake` (so none into the generator).
+
+    Args:
+        critic: any callable (B, C, H, W) -> (B,) or (B, 1).
+        real, fake: floating-point images (B, C, H, W), the same shape.
+        target: the norm asked for; 1 for WGAN-GP, 0 for a zero-centred penalty.
+        generator: source of the interpolation weights; torch's default one if None.
+
+    Returns:
+        (B,) tensor, in squared units of score per unit of pixel value.
+
+    Raises:
+        UsageError: shapes differ, the images are not floating point, the scores are not one per example, or the critic mixes the examples of a
+            batch (batch normalisation in training mode, minibatch statistics): then "the gradient of one example's score" does not exist, and
+            the penalty would silently be about something else. Layer, instance and group normalisation are accepted.
+    """
+    _check_pair(real, fake)
+    with torch.enable_grad():
+        x_hat = interpolate(real.detach(), fake.detach(), generator).requires_grad_()
+        gradient = score_gradient(critic, x_hat, create_graph=True)
+    penalty = (gradient_norm(gradient) - target).square()
+    return penalty if torch.is_grad_enabled() else penalty.detach()
+
+
+def gradient_norm(gradient: Tensor) -> Tensor:
+    """Euclidean norm of each example's gradient (B, ...) -> (B,), with a derivative that is finite at zero; float32 or better."""
+    wide = gradient if gradient.dtype == torch.float64 else gradient.float()
+    return (wide.flatten(1).square().sum(1) + NORM_EPSILON).sqrt()
+
+
+def score_gradient(critic: Critic, images: Tensor, create_graph: bool = False) -> Tensor:
+    """grad_x D(x) for every example, (B, C, H, W). `images` must require grad. Raises UsageError as `gradient_penalty` does."""
+    scores = check_scores(critic(images), images.shape[0])
+    if not scores.requires_grad:  # a constant critic: its gradient is zero, not an error
+        return torch.zeros_like(images)
+    refuse_mixing(critic, scores, images)
+    (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=create_graph, materialize_grads=True)
+    return gradient
+
+
+def check_scores(scores: Tensor, batch: int) -> Tensor:
+    """The critic's output as (B,). Raises UsageError unless it is (B,) or (B, 1)."""
+    if scores.shape == (batch,):
+        return scores
+    if scores.shape == (batch, 1):
+        return scores[:, 0]
+    raise UsageError(f"the critic returned shape {tuple(scores.shape)} for a batch of {batch}: one score per example is needed, (B,) or (B, 1)")
+
+
+def _check_pair(real: Tensor, fake: Tensor) -> None:
+    if real.shape != fake.shape:
+        raise UsageError(f"real {tuple(real.shape)} and fake {tuple(fake.shape)} images must have the same shape")
+    if not (real.is_floating_point() and fake.is_floating_point()):
+        raise UsageError(f"images must be floating point for a gradient penalty, not {real.dtype} and {fake.dtype}: scale uint8 by 1/255")
+    if real.dim() < 2:
+        raise UsageError(f"images must be a batch (B, C, H, W), not of shape {tuple(real.shape)}")
+
+
+# ---- critics that mix examples -------------------------------------------------------------------------------------------------------------
+
+#: Modules (by weak reference) that passed the numerical test once. Batch norm is looked for on every call all the same: modes change.
+_separable: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+MIXING = (
+    "the critic mixes the examples of a batch{why}, so the gradient of one example's score depends on the others and the per-example penalty is "
+    "not defined; use layer, instance or group normalisation, or none, in a penalised critic"
+)
+
+
+def refuse_mixing(critic: Critic, scores: Tensor, images: Tensor) -> None:
+    """Raise UsageError if D's score of one example depends on another example of the batch.
+
+    Two tests, because critics come wrapped in anything. The autograd graph of the scores is searched for batch normalisation in training mode, at
+    every call. And once per module (at every call for other callables) the rows' scores are weighted by 1 and 2 alternately: the gradient of a
+    separable critic is then exactly the plain gradient times these weights, row by row, whatever the critic is made of.
+    """
+    if any(_normalises_batch(node) for node in _graph_nodes(scores)):
+        raise UsageError(MIXING.format(why=" (batch normalisation in training mode)"))
+    if images.shape[0] < 2 or (isinstance(critic, torch.nn.Module) and critic in _separable):
+        return
+    weights = 1.0 + torch.arange(images.shape[0], device=scores.device) % 2
+    (plain,) = torch.autograd.grad(scores.sum(), images, retain_graph=True, materialize_grads=True)
+    (weighted,) = torch.autograd.grad((scores * weights).sum(), images, retain_graph=True, materialize_grads=True)
+    difference = (weighted.flatten(1) - weights[:, None] * plain.flatten(1)).norm()
+    if bool(difference > 1e-2 * plain.norm()):  # rounding is far below, a real dependence far above
+        raise UsageError(MIXING.format(why=""))
+    if isinstance(critic, torch.nn.Module):  # what a plain function closes over may change from call to call: test it every time
+        _separable.add(critic)
+
+
+def _graph_nodes(scores: Tensor) -> Iterator[torch.autograd.graph.Node]:
+    seen: set[object] = set()
+    stack = [scores.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        stack.extend(parent for parent, _ in node.next_functions)
+
+
+def _normalises_batch(node: torch.autograd.graph.Node) -> bool:
+    """True for a batch-norm node that uses the batch's own statistics (instance norm reaches the same kernel with a batch of one)."""
+    if "BatchNorm" not in node.name():
+        return False
+    if not getattr(node, "_saved_training", True):
+        return False
+    saved = getattr(node, "_saved_input", None)
+    return saved is None or saved.shape[0] > 1

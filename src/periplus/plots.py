@@ -1,0 +1,233 @@
+"""Figures: one look for all, legible in grey print, the same bytes from the same numbers.
+
+Colours are those of Okabe and Ito (distinguishable with every common colour blindness); whatever a colour tells, a line style, a
+marker or a hatch tells too. Curves are SVG with text as paths (no fonts needed to read them); images themselves are the business of
+`periplus.pictures`. The size is that of a printed column, so the letters in a figure are as large as
+its caption's.
+
+Every function takes plain arrays, writes its file whole or not at all, and returns its path. matplotlib is imported when needed,
+by its object interface: no pyplot, no backend chosen, and its settings are as they were when a function returns.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from periplus.errors import UsageError
+from periplus.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PathLike = str | os.PathLike[str]
+
+COLUMN = 6.3  # inches: the text width of the report
+# Okabe-Ito, darkest first, so that the first few also differ in grey; yellow is left out: it vanishes on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.4, 1.2)), (0, (6, 1.5, 1.4, 1.5)), (0, (3, 1.2)), (0, (8, 2)), "-")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "++++")
+
+STYLE: dict[str, Any] = {
+    "font.family": "STIXGeneral",  # comes with matplotlib: the same letters on every machine
+    "mathtext.fontset": "stix",
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "legend.fontsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": "#444444",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "lines.linewidth": 1.5,
+    "hatch.linewidth": 0.6,
+    "svg.hashsalt": "periplus",
+    "svg.fonttype": "path",
+    "path.simplify": True,
+}
+_SETTINGS = threading.Lock()  # matplotlib's settings are global: one figure at a time
+
+
+def save_svg(draw: Callable[[Figure], None], path: PathLike, width: float = COLUMN, height: float = 2.6) -> Path:
+    """Call `draw(figure)` in the house style, whatever style the user has set, and write the figure as SVG (sizes in inches)."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    buffer = io.BytesIO()
+    with _SETTINGS, matplotlib.rc_context():
+        matplotlib.rcdefaults()  # leaves the backend alone; rc_context puts the user's settings back
+        matplotlib.rcParams.update(cast(Any, STYLE))
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure)
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return write_atomically(path, buffer.getvalue())
+
+
+# ---- curves --------------------------------------------------------------------------------------------------------------------
+
+
+def training_curves(
+    runs: Sequence[Mapping[str, Any]],
+    path: PathLike,
+    panels: Mapping[str, str] | None = None,
+    x_label: str = "optimiser steps",
+    log: Sequence[str] = (),
+    window: int = 1,
+) -> Path:
+    """What was logged while training, a panel per series; every run a thin line, the mean of the runs of one label a thick one.
+
+    Each run is `{"label": str, "steps": (T,), "series": {name: (T,)}}`; runs of one label are seeds of one model. `panels`
+    chooses the series and gives the text of their axes, with the unit; those named in `log` get a logarithmic axis. `window` > 1
+    draws running means over so many values (say so in the caption). A run whose values stop being finite ends in a cross, and
+    from there its group has no mean: a collapse is shown, not averaged away.
+    """
+    if not runs:
+        raise UsageError("training_curves: no runs")
+    panels = panels or {name: name for name in runs[0]["series"]}
+    labels = list(dict.fromkeys(run["label"] for run in runs))
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(rows, across, squeeze=False).flat
+        for axis, (name, y_label) in zip(axes, panels.items(), strict=False):
+            for index, label in enumerate(labels):
+                group = [_curve(run, name, window) for run in runs if run["label"] == label and name in run["series"]]
+                if group:
+                    _seeds(axis, group, label, index)
+            axis.set_xlabel(x_label)
+            axis.set_ylabel(y_label)
+            axis.xaxis.set_major_formatter("{x:,.0f}")
+            if name in log:
+                axis.set_yscale("log")
+                _plain_log_ticks(axis)
+            axis.margins(x=0.01)
+        for axis in list(axes)[len(panels) :]:
+            axis.set_visible(False)
+        _legend(figure)
+
+    across = min(2, len(panels))
+    rows = math.ceil(len(panels) / across)
+    return save_svg(draw, path, height=0.35 + 2.15 * rows)
+
+
+def _curve(run: Mapping[str, Any], name: str, window: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    steps, values = np.asarray(run["steps"], float), np.asarray(run["series"][name], float)
+    if steps.shape != values.shape or steps.ndim != 1:
+        raise UsageError(f"training_curves: {name} of {run['label']} has shape {values.shape} for steps of shape {steps.shape}")
+    if 1 < window <= len(values):
+        values = np.convolve(values, np.full(window, 1 / window), "valid")
+        steps = steps[window - 1 :]
+    return steps, values
+
+
+def _seeds(axis: Axes, group: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], label: str, index: int) -> None:
+    colour, dashes, marker = (cycle[index % len(cycle)] for cycle in (COLOURS, DASHES, MARKERS))
+    for steps, values in group:
+        if len(group) > 1:
+            axis.plot(steps, values, color=colour, linewidth=0.6, alpha=0.45)
+        finite = np.flatnonzero(np.isfinite(values))
+        if len(finite) and finite[-1] < len(values) - 1:
+            axis.plot(steps[finite[-1]], values[finite[-1]], marker="x", color=colour, markersize=6, markeredgewidth=1.6)
+    # seeds may have been logged at different steps: their mean lives where all of them do
+    first, last = max(steps[0] for steps, _ in group), min(steps[-1] for steps, _ in group)
+    grid = np.unique(np.concatenate([steps for steps, _ in group]))
+    grid = grid[(grid >= first) & (grid <= last)]
+    mean = np.mean([np.interp(grid, steps, values) for steps, values in group], axis=0)
+    name = f"{label} (mean of {len(group)} seeds)" if len(group) > 1 else label
+    every = max(1, len(grid) // 7)
+    offset = (index * every) // 3  # markers of curves that lie on each other do not
+    style = {"linestyle": dashes, "marker": marker, "markevery": (offset, every), "markersize": 4}
+    axis.plot(grid, mean, color=colour, label=name, **style)
+
+
+def _plain_log_ticks(axis: Axes) -> None:
+    """0.5, 1, 2 instead of powers of ten where an axis spans few of them."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    low, high = axis.get_ylim()
+    if low > 0 and high / low < 1e3:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter("{x:g}")
+
+
+def _legend(figure: Figure, columns: int = 3) -> None:
+    """One legend for all panels, above them; what is filled before what is a line."""
+    handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    order = sorted(handles, key=lambda label: not hasattr(handles[label], "patches"))
+    figure.legend([handles[label] for label in order], order, loc="outside upper left", ncols=columns)
+
+
+# ---- bars ----------------------------------------------------------------------------------------------------------------------
+
+
+def class_bars(
+    shares: Mapping[str, Mapping[str, ArrayLike]],
+    path: PathLike,
+    classes: Sequence[str] | None = None,
+    reference: ArrayLike | None = None,
+) -> Path:
+    """How often each class was recognised among the samples of each run, with intervals, against an even spread.
+
+    `shares` maps a run's label to `{"share": (C,), "low": (C,), "high": (C,)}`, shares in [0, 1], the interval's ends optional.
+    `reference` (C,), the shares of the training set, say, is drawn as a tick over each class.
+    """
+    if not shares:
+        raise UsageError("class_bars: no runs")
+    tables = {label: {name: np.asarray(value, float) * 100 for name, value in entry.items()} for label, entry in shares.items()}
+    count = len(next(iter(tables.values()))["share"])
+    if any(value.shape != (count,) for entry in tables.values() for value in entry.values()):
+        raise UsageError(f"class_bars: every share, low and high must have shape ({count},)")
+    names = [str(name) for name in (classes if classes is not None else range(count))]
+
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        width = 0.8 / len(tables)
+        places = np.arange(count)
+        for index, (label, entry) in enumerate(tables.items()):
+            colour, hatch = COLOURS[index % len(COLOURS)], HATCHES[index % len(HATCHES)]
+            x = places + (index - (len(tables) - 1) / 2) * width
+            # every second run is light with hatches of its colour: full against hatched survives grey print
+            fill = "white" if hatch else colour
+            look: dict[str, Any] = {"facecolor": fill, "edgecolor": colour, "hatch": hatch, "linewidth": 0.7}
+            axis.bar(x, entry["share"], width * 0.88, label=label, **look)
+            if "low" in entry and "high" in entry:
+                spread = np.maximum(0, [entry["share"] - entry["low"], entry["high"] - entry["share"]])
+                axis.errorbar(x, entry["share"], spread, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.6, capthick=0.8)
+        if reference is not None:
+            ticks = np.asarray(reference, float) * 100
+            axis.hlines(ticks, places - 0.45, places + 0.45, color="#444444", linewidth=1.4, label="training set")
+        even = f"even spread ({100 / count:.3g} %)"
+        axis.axhline(100 / count, color="#444444", linewidth=0.9, linestyle=(0, (4, 2)), label=even)
+        axis.set_xticks(places, names)
+        axis.set_xlabel("recognised class")
+        axis.set_ylabel("share of samples / %")
+        axis.set_ylim(bottom=0)
+        axis.set_xlim(-0.6, count - 0.4)
+        axis.grid(False, axis="x")
+        axis.tick_params(axis="x", length=0)
+        _legend(figure, columns=4)
+
+    return save_svg(draw, path)

@@ -1,0 +1,286 @@
+"""A run is a folder.
+
+    config.toml     every value that was used, read back strictly
+    env.json        versions, commit, threads, device; one entry for each session that worked on the run
+    metrics.jsonl   one line every `log_every` steps; the same bits whenever the run is made again
+    timing.jsonl    seconds of training and images per second at the same steps (apart, because times are never the same twice)
+    samples/        grids from fixed codes
+    checkpoints/    step-N/, verified (periplus.checkpoints)
+
+`Run` is the reading side: whatever was trained, its decoder, its samples, its configuration and its metrics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from periplus import checkpoints
+from periplus.checkpoints import Checkpoint
+from periplus.config import AdversarialConfig, Config, DataRecord, read_config
+from periplus.data import ImageData
+from periplus.errors import RunError, UsageError
+from periplus.files import write_atomically
+from periplus.machine import resolve_device
+from periplus.networks import AdversarialNetworks, ImageShape, MLPCritic, MLPGenerator
+
+Networks = AdversarialNetworks | Sequence[nn.Module] | Mapping[str, nn.Module]
+
+CONFIG, ENVIRONMENT, METRICS, TIMING, CHECKPOINTS, SAMPLES = (
+    "config.toml",
+    "env.json",
+    "metrics.jsonl",
+    "timing.jsonl",
+    "checkpoints",
+    "samples",
+)
+
+
+CODE_BLOCK = 256
+
+
+# ---- randomness as a function -------------------------------------------------------------------------------------------------------------
+
+
+def stream(seed: int, *names: str | int) -> int:
+    """A seed for the random numbers that these names call for: a pure function of its arguments, different for different ones."""
+    key = "/".join(map(str, (seed, *names))).encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+
+
+def codes(seed: int, name: str, count: int, latent_dim: int, device: str | torch.device = "cpu") -> Tensor:
+    """Codes z ~ N(0, 1) (count, latent_dim), drawn on the CPU so that they are the same bits on every device.
+
+    Drawn in blocks of fixed size: torch fills a tensor in an order that depends on its size, and fewer codes must be a prefix of more.
+    """
+    generator = torch.Generator().manual_seed(stream(seed, name))
+    blocks = [torch.randn(CODE_BLOCK, latent_dim, generator=generator) for _ in range(0, count, CODE_BLOCK)]
+    return torch.cat(blocks)[:count].to(device)
+
+
+# ---- networks -----------------------------------------------------------------------------------------------------------------------------
+
+
+def build_networks(config: AdversarialConfig, image_shape: ImageShape, networks: Networks | None = None) -> AdversarialNetworks:
+    """The networks that a resolved configuration asks for, or one's own, as a pair."""
+    if networks is not None:
+        return as_networks(networks)
+    if config.architecture == "custom":
+        raise UsageError("this run has architecture 'custom': pass the modules it was trained with as networks=(generator, critic)")
+    return AdversarialNetworks(
+        MLPGenerator(config.latent_dim, image_shape, batch_norm=bool(config.generator_batch_norm)),
+        MLPCritic(image_shape, dropout=config.critic_dropout or 0.0),
+    )
+
+
+def as_networks(networks: Networks) -> AdversarialNetworks:
+    """(generator, critic) from a pair or from a mapping with these keys. Raises UsageError for anything else."""
+    try:
+        pair = (networks["generator"], networks["critic"]) if isinstance(networks, Mapping) else tuple(networks)
+    except (KeyError, TypeError):
+        pair = ()
+    if len(pair) != 2 or not all(isinstance(m, nn.Module) for m in pair):
+        raise UsageError("networks must be a pair (generator, critic) of torch modules, or a mapping with the keys 'generator' and 'critic'")
+    return AdversarialNetworks(*pair)
+
+
+# ---- the reading side ---------------------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A trained (or half-trained) model in its folder. Cheap to make: weights are read and verified when first used.
+
+    Attributes:
+        path: the folder. config: the resolved configuration. data: what it was trained on (name, shape, hash).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], device: str = "cpu", networks: Networks | None = None, ema: bool = True) -> None:
+        self.path = Path(path)
+        self.config, self.data = read_config(self.path / CONFIG)
+        self.device = resolve_device(device)
+        self._networks = networks
+        self._ema = ema
+        self._checkpoint: Checkpoint | None = None
+        self._generator: nn.Module | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, model={self.config.model!r}, data={self.data.source!r})"
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """(C, H, W)."""
+        return (self.data.channels, self.data.height, self.data.width)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The newest checkpoint that verifies. Raises RunError where there is none."""
+        if self._checkpoint is None:
+            self._checkpoint = checkpoints.latest_checkpoint(self.path / CHECKPOINTS, warn=_warn)
+            if self._checkpoint is None:
+                raise RunError(f"{self.path} has no complete checkpoint yet: train it further with --resume")
+        return self._checkpoint
+
+    @property
+    def step(self) -> int:
+        """Generator steps done at the newest checkpoint."""
+        return self.checkpoint.step
+
+    @property
+    def generator(self) -> nn.Module:
+        """The generator in evaluation mode: the averaged one (EMA), unless the run was loaded with ema=False."""
+        if self._generator is None:
+            module = build_networks(self.config, self.image_shape, self._networks).generator
+            load_module(module, self.checkpoint, "ema." if self._ema else "generator.")
+            self._generator = module.to(self.device).eval().requires_grad_(False)
+        return self._generator
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Codes (..., d) on the run's device to images (..., C, H, W) in [0, 1]; differentiable with respect to z, each code on its own."""
+        if z.shape[-1:] != (self.config.latent_dim,):
+            raise UsageError(f"codes have shape {tuple(z.shape)}: the last dimension must be {self.config.latent_dim}")
+        images: Tensor = self.generator(z.reshape(-1, self.config.latent_dim))
+        return images.reshape(*z.shape[:-1], *self.image_shape)
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int = 0, batch_size: int = 1000) -> Tensor:
+        """n images (n, C, H, W) in [0, 1] from codes z ~ N(0, 1). The same seed gives the same images, and a prefix for a smaller n."""
+        if n < 1:
+            raise UsageError(f"n is {n}: at least one sample must be asked for")
+        z = codes(seed, "samples", n, self.config.latent_dim, self.device)
+        return torch.cat([self.decode(batch) for batch in z.split(batch_size)])
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return read_lines(self.path / METRICS)
+
+    @property
+    def timing(self) -> list[dict[str, Any]]:
+        """The lines of timing.jsonl."""
+        return read_lines(self.path / TIMING)
+
+
+def load_run(path: str | os.PathLike[str], device: str = "cpu", networks: Networks | None = None, ema: bool = True) -> Run:
+    """Open a run folder.
+
+    Args:
+        path: the folder that `periplus train` or `periplus.train` wrote.
+        device: where its networks go: cpu, cuda, auto.
+        networks: one's own (generator, critic), for a run that was trained with them.
+        ema: the averaged generator (default) or the last one.
+
+    Raises:
+        RunError: not a run, an unknown key in its config.toml, no checkpoint that verifies (when the weights are first used).
+    """
+    return Run(path, device, networks, ema)
+
+
+def load_module(module: nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
+    """Load the tensors under a prefix strictly. Raises RunError that names what does not fit."""
+    tensors = {k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{checkpoint.path} does not fit the network it is loaded into: {reason}") from None
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
+
+
+# ---- the writing side ---------------------------------------------------------------------------------------------------------------------
+
+
+def describe_data(data: ImageData, source: str | None = None) -> DataRecord:
+    """What a run remembers of its data. `source` is what load_data was given, if that was not the name."""
+    return DataRecord(source or data.name, data.split, len(data), *data.shape, data.content_hash())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; a torn last line (a kill while it was written) is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise RunError(f"{path}: line {len(records) + 1} is not JSON ({error.msg}): restore the file or delete that line") from None
+    return records
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one record to a JSON-lines file."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def cut_lines(path: Path, step: int) -> None:
+    """Keep the records up to a step: what a resumed run has not done yet must not be in its files."""
+    kept = [r for r in read_lines(path) if r["step"] <= step]
+    write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept))
+
+
+def cut_samples(folder: Path, step: int) -> None:
+    """Remove sample grids of later steps."""
+    for grid in folder.glob("step-*.png"):
+        if int(grid.stem.removeprefix("step-")) > step:
+            grid.unlink()
+
+
+def sync_file(path: Path) -> None:
+    """Push a file to the disk: a checkpoint must not outlive the lines that lead to it."""
+    if path.exists():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+def write_environment(folder: Path, environment: dict[str, Any], data: DataRecord) -> None:
+    """Add this session to env.json."""
+    path = folder / ENVIRONMENT
+    sessions = read_environment(folder)
+    sessions.append(environment)
+    write_atomically(path, json.dumps({"data_sha256": data.sha256, "sessions": sessions}, indent=2) + "\n")
+
+
+def read_environment(folder: Path) -> list[dict[str, Any]]:
+    """The sessions recorded in env.json, the first one first."""
+    path = folder / ENVIRONMENT
+    if not path.exists():
+        return []
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["sessions"])
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read ({error}): restore it, or delete it to lose only the record of the environment") from None
+
+
+def check_same_run(folder: Path, config: Config, data: DataRecord) -> Config:
+    """The stored configuration of a run to be resumed, after checking that this is the same run.
+
+    `epochs` and `max_steps` may grow: batches and random numbers are functions of (seed, step), so a longer run passes through the shorter one.
+    Raises UsageError that names the first value that differs.
+    """
+    stored, stored_data = read_config(folder / CONFIG)
+    if type(stored) is not type(config):
+        raise UsageError(f"{folder} was trained as '{stored.model}', not '{config.model}'")
+    for field in dataclasses.fields(stored):
+        was, is_now = getattr(stored, field.name), getattr(config, field.name)
+        if was != is_now and field.name not in ("epochs", "max_steps"):
+            raise UsageError(f"{folder} was trained with {field.name} = {was!r}, not {is_now!r}: leave it out to resume, or choose another --out")
+    for field in dataclasses.fields(stored_data):
+        was, is_now = getattr(stored_data, field.name), getattr(data, field.name)
+        if was != is_now and field.name != "source":
+            raise UsageError(f"{folder} was trained on other data ({field.name} was {was}, is {is_now}): resume it with '{stored_data.source}'")
+    return stored

@@ -1,0 +1,177 @@
+"""Training: `train(config, data, out)` makes a run folder, or goes on with one.
+
+The loops themselves are in `periplus.training.adversarial`; this is the door they share: resolving the configuration, taking the folder's lock,
+refusing to overwrite, finding the checkpoint to go on from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from periplus import checkpoints
+from periplus.checkpoints import Checkpoint
+from periplus.config import AdversarialConfig, Config, DataRecord, read_config, write_config
+from periplus.data import ImageData
+from periplus.errors import UsageError
+from periplus.locks import hold
+from periplus.machine import deterministic, environment, resolve_device, resolve_precision
+from periplus.networks import parameter_count
+from periplus.runs import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    SAMPLES,
+    TIMING,
+    Networks,
+    Run,
+    build_networks,
+    check_same_run,
+    cut_lines,
+    cut_samples,
+    describe_data,
+    read_environment,
+    stream,
+    write_environment,
+)
+from periplus.training.adversarial import OnProgress, Progress, check_networks, steps_in_all, train_adversarial
+
+__all__ = ["Plan", "Progress", "plan", "train"]
+
+Warn = Callable[[str], None]
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
+def resolve(config: Config, data: ImageData, networks: Networks | None = None) -> Config:
+    """The configuration with device, precision and every default filled in, as it will stand in config.toml."""
+    device = resolve_device(config.device)
+    architecture = "custom" if networks is not None else config.architecture
+    known = dataclasses.replace(config, device=device, precision=resolve_precision(config.precision, device), architecture=architecture)
+    return known.resolve(len(data))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `train` would do: the resolved configuration, steps, training images, trainable parameters of each network."""
+
+    config: Config
+    steps: int
+    training_images: int
+    parameters: dict[str, int]
+
+
+def plan(config: Config, data: ImageData, networks: Networks | None = None) -> Plan:
+    """Resolve and check everything that `train` would, without writing or training anything. Raises UsageError as `train` does."""
+    resolved = resolve(config, data, networks)
+    images = len(data) - (resolved.held_out or 0)
+    with torch.random.fork_rng(devices=[]):
+        built = build_networks(resolved, data.shape, networks)
+    check_networks(built, resolved, data.shape)
+    return Plan(resolved, steps_in_all(resolved, images), images, {k: parameter_count(v) for k, v in built._asdict().items()})
+
+
+def train(
+    config: Config,
+    data: ImageData,
+    out: str | os.PathLike[str],
+    networks: Networks | None = None,
+    *,
+    source: str | None = None,
+    resume: bool = False,
+    allow_other_threads: bool = False,
+    on_progress: OnProgress | None = None,
+    warn: Warn = _warn,
+) -> Run:
+    """Train a model into a run folder and open it.
+
+    Args:
+        config: an AdversarialConfig.
+        data: images, uint8; see `load_data`.
+        out: the run folder. It must be absent or empty, unless `resume`.
+        networks: one's own (generator, critic); the generator maps (B, latent_dim) to (B, C, H, W) in [0, 1], the critic images to (B,).
+        source: what `load_data` was given, to be written down; by default the name of the data.
+        resume: go on from the newest checkpoint that verifies (from step 0 where there is none); a finished run is returned as it is.
+        allow_other_threads: go on with another thread count than the run was started with. The bits will differ from then on.
+        on_progress: called at every line of metrics.
+        warn: called with a line of text for what is odd but not wrong, such as a damaged checkpoint that was passed over.
+
+    Raises:
+        UsageError: a value that cannot be served, a folder in use or with something in it, a resumed run with another configuration or data.
+        RunError: the folder is damaged. NonFiniteError: training diverged. Interrupted: a signal came; a checkpoint is left.
+    """
+    folder = Path(out)
+    decided = plan(config, data, networks)
+    check_vacant(folder, resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder, f"training {decided.config.model}"):
+        start = prepare(folder, decided.config, describe_data(data, source), resume, allow_other_threads, warn)
+        if start is None or start.step < decided.steps:
+            with torch.random.fork_rng(), deterministic(decided.config.device):
+                torch.manual_seed(stream(config.seed, "networks"))
+                built = build_networks(decided.config, data.shape, networks)
+                train_adversarial(decided.config, data, folder, built, start, on_progress)
+    return Run(folder, decided.config.device, networks)
+
+
+def check_vacant(folder: Path, resume: bool) -> None:
+    """Raise UsageError where a run, or anything else, would be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: choose another --out")
+    if resume or not folder.exists():
+        return
+    if (folder / CONFIG).exists():
+        raise UsageError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
+    if any(entry.name != ".lock" for entry in folder.iterdir()):
+        raise UsageError(f"{folder} is not empty and not a run: choose another --out")
+
+
+def prepare(folder: Path, config: AdversarialConfig, record: DataRecord, resume: bool, other_threads: bool, warn: Warn) -> Checkpoint | None:
+    """Lay out the folder, or bring an interrupted one to the state of its newest good checkpoint, which is returned."""
+    if not (folder / CONFIG).exists():
+        check_vacant(folder, resume=False)  # under the lock: another process may have begun in between
+        write_config(folder / CONFIG, config, record)
+        write_environment(folder, environment(config.device), record)
+        return None
+    if not resume:
+        check_vacant(folder, resume)
+    stored = check_same_run(folder, config, record)
+    checkpoints.discard_leftovers(folder / CHECKPOINTS)
+    found = checkpoints.latest_checkpoint(folder / CHECKPOINTS, warn=warn)
+    if found is not None and found.step >= steps_in_all(config, record.images - (config.held_out or 0)):
+        return found
+    check_threads(folder, other_threads)
+    if stored != config:
+        write_config(folder / CONFIG, config, record)
+    write_environment(folder, environment(config.device), record)
+    for name in (METRICS, TIMING):
+        cut_lines(folder / name, found.step if found else 0)
+    cut_samples(folder / SAMPLES, found.step if found else 0)
+    return found
+
+
+def check_threads(folder: Path, allowed: bool) -> None:
+    """Raise UsageError when this process would compute with another number of threads than the run was started with."""
+    sessions = read_environment(folder)
+    was, now = (sessions[0].get("threads") if sessions else None), torch.get_num_threads()
+    if was is not None and was != now and not allowed:
+        raise UsageError(
+            f"{folder} was trained with {was} threads, this process has {now}: set OMP_NUM_THREADS={was}, or pass --allow-other-threads and "
+            "give up bit-exact resumption"
+        )
+
+
+def stored_config(out: str | os.PathLike[str]) -> tuple[Config, str] | None:
+    """The configuration and the data source of the run in a folder, or None where there is no run."""
+    path = Path(out) / CONFIG
+    if not path.exists():
+        return None
+    config, data = read_config(path)
+    return config, data.source

@@ -1,0 +1,120 @@
+"""Figures: the same bytes twice, exact pixels, nothing of the user's matplotlib touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from periplus import pictures, plots
+from periplus.errors import UsageError
+
+STEPS = np.arange(0, 500, 10)
+
+
+def some_runs() -> list[dict[str, Any]]:
+    def series(count: int) -> dict[str, Any]:
+        return {"loss": 1 + generator.random(count), "distance": generator.random(count)}
+
+    generator = np.random.default_rng(0)
+    pairs = [(label, 50 - seed) for label in ("GAN", "WGAN-GP") for seed in range(3)]
+    return [{"label": label, "steps": STEPS[:count], "series": series(count)} for label, count in pairs]
+
+
+def draw_all(folder: Path) -> list[Path]:
+    generator = np.random.default_rng(1)
+    images = generator.random((12, 1, 8, 8))
+    share = np.full(10, 0.1)
+    axes = {"loss": "loss / nats", "distance": "distance"}
+    bars = {"GAN": {"share": share, "low": share - 0.02, "high": share + 0.03}}
+    return [
+        pictures.image_grid(images, folder / "grid.png", columns=4, labels=["a", "b", "c"]),
+        pictures.neighbour_strip(images, images[::-1], generator.random(12), folder / "strip.png", columns=5),
+        plots.training_curves(some_runs(), folder / "curves.svg", axes, log=["loss"], window=3),
+        plots.class_bars(bars, folder / "bars.svg", reference=share),
+    ]
+
+
+def test_same_numbers_same_bytes(tmp_path: Path) -> None:
+    for first, second in zip(draw_all(tmp_path / "one"), draw_all(tmp_path / "two"), strict=True):
+        assert first.read_bytes() == second.read_bytes()
+        assert b"dc:date" not in first.read_bytes()
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["bars.svg", "curves.svg", "grid.png", "strip.png"]
+
+
+def test_a_users_style_neither_changes_the_figure_nor_is_changed(tmp_path: Path) -> None:
+    import matplotlib
+
+    share = {"GAN": {"share": np.full(4, 0.25)}}
+    before = plots.class_bars(share, tmp_path / "a.svg").read_bytes()
+    with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": "mine", "axes.facecolor": "red"}):
+        settings = dict(matplotlib.rcParams)
+        assert plots.class_bars(share, tmp_path / "b.svg").read_bytes() == before
+        assert dict(matplotlib.rcParams) == settings
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_grid_has_the_exact_pixels(tmp_path: Path, channels: int, kind: str) -> None:
+    levels = np.random.default_rng(2).integers(0, 256, (5, channels, 8, 6), dtype=np.uint8)
+    images = levels if kind == "uint8" else (levels / 255).astype(np.float32)
+    picture = np.asarray(Image.open(pictures.image_grid(images, tmp_path / "g.png", columns=3, scale=16)).convert("RGB"))
+    gap = 8
+    assert picture.shape == (2 * 128 + gap, 3 * 96 + 2 * gap, 3)
+    for index, image in enumerate(levels):
+        top, left = (index // 3) * (128 + gap), (index % 3) * (96 + gap)
+        tile = picture[top : top + 128, left : left + 96]
+        expected = np.broadcast_to(image.transpose(1, 2, 0), (8, 6, 3)).repeat(16, 0).repeat(16, 1)
+        assert (tile == expected).all()
+    picture = picture.copy()
+    for index in range(5):
+        top, left = (index // 3) * (128 + gap), (index % 3) * (96 + gap)
+        picture[top : top + 128, left : left + 96] = 255
+    assert (picture == 255).all()  # gaps and the empty place are white
+
+
+def test_small_images_are_shown_large(tmp_path: Path) -> None:
+    for side in (8, 28, 32):
+        picture = Image.open(pictures.image_grid(np.zeros((1, 1, side, side), np.uint8), tmp_path / "g.png"))
+        assert 96 <= picture.width <= 128 and picture.width % side == 0
+
+
+def test_strip_pairs_samples_with_neighbours(tmp_path: Path) -> None:
+    samples, neighbours = np.full((3, 1, 8, 8), 50, np.uint8), np.full((3, 1, 8, 8), 200, np.uint8)
+    path = pictures.neighbour_strip(samples, neighbours, [1.0, 2.0, 3.0], tmp_path / "s.png", columns=3, scale=10)
+    picture = np.asarray(Image.open(path).convert("L"))
+    assert (picture[:80, -80:] == 50).all() and (picture[85:165, -80:] == 200).all()
+    assert (picture[165:, -80:] < 128).any()  # the distance is written below
+
+
+ONE = np.ones((1, 1, 2, 2))
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 8, 8)), np.zeros((0, 1, 8, 8)), 1.5 * ONE, np.nan * ONE, ONE.astype(np.int64)])
+def test_what_are_no_images_is_refused(tmp_path: Path, images: np.ndarray[Any, Any]) -> None:
+    with pytest.raises(UsageError, match="image_grid: images must"):
+        pictures.image_grid(images, tmp_path / "g.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_collapsed_runs_are_shown(tmp_path: Path) -> None:
+    runs = some_runs()
+    runs[0]["series"]["loss"][20:] = np.nan
+    runs[1]["series"]["loss"][:] = np.nan
+    broken = plots.training_curves(runs, tmp_path / "a.svg", {"loss": "loss"}, log=["loss"])
+    whole = plots.training_curves(some_runs(), tmp_path / "b.svg", {"loss": "loss"}, log=["loss"])
+    assert broken.read_bytes() != whole.read_bytes()
+
+
+def test_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="shape"):
+        plots.training_curves([{"label": "a", "steps": [1, 2], "series": {"loss": [1.0]}}], tmp_path / "c.svg")
+    with pytest.raises(UsageError, match="shape"):
+        plots.class_bars({"a": {"share": [0.5, 0.5]}, "b": {"share": [1.0]}}, tmp_path / "b.svg")
+    with pytest.raises(UsageError, match="go together"):
+        pictures.neighbour_strip(np.zeros((2, 1, 8, 8)), np.zeros((1, 1, 8, 8)), [1.0], tmp_path / "s.png")
+    with pytest.raises(UsageError, match="2 labels for 1 rows"):
+        pictures.image_grid(np.zeros((2, 1, 8, 8)), tmp_path / "g.png", labels=["a", "b"])
