@@ -322,15 +322,15 @@ def half_saved(folder: Path) -> bool:
 
 
 def test_kill_9_at_random_moments(tmp_path: Path, nursery: Nursery) -> None:
-    """Anywhere in the loop, and every other time as soon as a half-written folder is seen and a moment more."""
+    """Anywhere in the loop; and every other time once a save has been completed and the next is seen under way."""
     folder, log = tmp_path / "checkpoints", tmp_path / "log"
     chance, inside = random.Random(5), 0
     for kill in range(14):
-        child = nursery.start("for_ever", folder, log, completed(log) + 1)
+        before, patience = completed(log), time.monotonic() + 10
+        child = nursery.start("for_ever", folder, log, before + 1)
         time.sleep(chance.uniform(0.0, 0.1))
-        patience = time.monotonic() + 5
-        while kill % 2 and not half_saved(folder) and time.monotonic() < patience:
-            pass
+        while kill % 2 and (completed(log) == before or not half_saved(folder)) and time.monotonic() < patience:
+            time.sleep(0.0005)
         time.sleep(chance.uniform(0.0, 0.002))
         os.kill(child, signal.SIGKILL)
         assert nursery.wait() == -signal.SIGKILL

@@ -283,7 +283,7 @@ def test_one_colour_image_makes_all_rgb(tmp_path: Path, images: np.ndarray):
 
 def test_palettes_are_judged_by_the_colours_they_show(tmp_path: Path, images: np.ndarray):
     Image.fromarray(images[0]).convert("P").save(tmp_path / "a.png")
-    assert np.array_equal(load_data(tmp_path).images[0, 0].numpy(), images[0])
+    assert np.array_equal(load_data(tmp_path).images.numpy(), images[:1, None])
     paletted = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), mode="P")
     paletted.putpalette([255, 0, 0, 0, 0, 255])
     (tmp_path / "b").mkdir()
@@ -491,7 +491,7 @@ NPZ_WRECKS = {
     "short labels": (dict(images=np.zeros((2, 3, 3), np.uint8), labels=np.zeros(1, np.int64)), "labels of shape (1,) for 2 images"),
     "float labels": (dict(images=np.zeros((2, 3, 3), np.uint8), labels=np.zeros(2)), "they must be integers"),
     "negative labels": (dict(images=np.zeros((2, 3, 3), np.uint8), labels=np.array([0, -1])), "has the label -1"),
-    "huge labels": (dict(images=np.zeros((2, 3, 3), np.uint8), labels=np.array([0, 2**40])), "has the label 1099511627776"),
+    "huge labels": (dict(images=np.zeros((2, 3, 3), np.uint8), labels=np.array([0, 2**17])), "has the label 131072"),
 }
 
 

@@ -107,6 +107,7 @@ def test_a_forked_child_neither_keeps_nor_releases_the_lock(tmp_path: Path) -> N
             (descriptor,) = periplus.locks._held
             lingering = os.fork()
             if lingering == 0:
+                os.close(stay[1])  # so that it ends with its parent at the latest
                 try:
                     os.fstat(descriptor)
                     os.write(go[1], b"open")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from periplus import plots
+from periplus import pictures
 from periplus.errors import DataError, PeriplusError, UsageError
 from periplus.report import (
     Block,
@@ -53,7 +53,7 @@ ODD = ["\u202eevil\u202c", "bell\x07null\x00", "lone \udcff surrogate", "デー�
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    plots.image_grid(np.arange(2 * 64, dtype=np.uint8).reshape(2, 1, 8, 8), tmp_path / "figures" / "grid.png")
+    pictures.image_grid(np.arange(2 * 64, dtype=np.uint8).reshape(2, 1, 8, 8), tmp_path / "figures" / "grid.png")
     return tmp_path
 
 

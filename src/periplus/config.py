@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
+import sys
 import tomllib
 import types
 import typing
@@ -139,7 +139,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is type(None):
         return value is None
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
@@ -189,13 +189,15 @@ def read_config(path: Path) -> tuple[Config, DataRecord]:
     """Read a run's config.toml. Raises RunError that names the file, and the key with its nearest known neighbour."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path.parent} is not a run: it has no config.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # bad TOML, bad UTF-8, an integer of thousands of digits, a tower of brackets
         raise RunError(f"{path} is not valid TOML: {error}") from None
     _check_keys(path, "", tables, ("kind", "data", "training"))
     kind = tables.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise RunError(f"{path}: kind is {kind!r}; known kinds: {', '.join(KINDS)}")
     return _read_table(path, "training", tables, KINDS[kind]), _read_table(path, "data", tables, DataRecord)
 

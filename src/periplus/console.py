@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -44,12 +44,7 @@ class TrainingDisplay:
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-            from rich.progress import Progress as Bar
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._bar = _bars()
             self._bar.start()
         return self
 
@@ -77,3 +72,57 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str | 
     for row in rows:
         grid.add_row(*("-" if cell is None else str(cell) for cell in row))
     Console().print(grid)
+
+
+class StageDisplay:
+    """Progress of several runs at once: a bar each on a terminal, a line per finished run and per half minute elsewhere."""
+
+    INTERVAL = 30.0
+
+    def __init__(self, names: Sequence[str], say: Callable[[str], None] = note) -> None:
+        self.names = list(names)
+        self.say = say
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._state: dict[str, tuple[int, int, str]] = {}
+        self._finished = 0
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty() and self.say is note:
+            self._bar = _bars()
+            self._bar.start()
+            self._tasks = {name: self._bar.add_task(name, total=1, note="waiting") for name in self.names}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, name: str, step: int, steps: int, told: str) -> None:
+        """Where a run is."""
+        self._state[name] = (step, steps, told)
+        if self._bar is not None:
+            self._bar.update(self._tasks[name], completed=step, total=steps, note=told)
+        elif time.monotonic() - self._last > self.INTERVAL:
+            self._last = time.monotonic()
+            busy = "; ".join(f"{k} {s}/{n} {t}" for k, (s, n, t) in self._state.items())
+            self.say(f"trained {self._finished} of {len(self.names)}; {busy}")
+
+    def done(self, name: str) -> None:
+        """A run has ended."""
+        self._finished += 1
+        self._state.pop(name, None)
+        if self._bar is not None:
+            self._bar.update(self._tasks[name], completed=1, total=1, note="done")
+        else:
+            self.say(f"trained {name} ({self._finished} of {len(self.names)})")
+
+
+def _bars() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    return Bar(*columns, console=Console(stderr=True))

@@ -45,11 +45,11 @@ def collapse(images: Tensor, data: ImageData, device: str = "cpu") -> dict[str, 
         shares = metrics.class_shares(metrics.neighbour_labels(rows, reference, labels), len(data.classes))
         record |= {
             "shares": [share._asdict() for share in shares],
-            "smallest_share": min(share.value for share in shares),
+            "smallest_share": min(shares[label].value for label in labels.unique().tolist()),  # of the classes that the data has
             "classifier_error": classifier_error(reference, labels)._asdict(),
         }
     missing = record["smallest_share"] is not None and record["smallest_share"] < SMALLEST_SHARE
-    return record | {"collapsed": missing or spread < SMALLEST_SPREAD}
+    return record | {"collapsed": missing or not spread >= SMALLEST_SPREAD}  # not a number counts as collapsed
 
 
 def classifier_error(reference: Tensor, labels: Tensor) -> metrics.Share:

@@ -7,6 +7,7 @@ nearest to. Rows are examples, columns features (pixels in [0, 1] will do for sm
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,7 +67,7 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> Share:
     p = successes / trials
     centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    return Share(p, max(0.0, centre - half), min(1.0, centre + half))
+    return Share(p, max(0.0, centre - half) if successes else 0.0, min(1.0, centre + half) if successes < trials else 1.0)  # 0 and 1: no rounding
 
 
 @torch.no_grad()
@@ -76,3 +77,15 @@ def mean_pairwise_distance(rows: Tensor, tile: int = 2048) -> float:
         raise UsageError("a mean pairwise distance needs at least two rows")
     total = math.fsum(float(torch.cdist(block, rows).sum(dtype=torch.float64)) for block in rows.split(tile))
     return total / (len(rows) * (len(rows) - 1))
+
+
+def welch_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of mean(a) - mean(b) for two samples of unequal variance (Welch 1947); infinite where one of them has a single value."""
+    from scipy import stats
+
+    if min(len(a), len(b)) < 2:
+        return (-math.inf, math.inf)
+    if len(set(a)) == len(set(b)) == 1:  # no spread at all: the difference is what it is
+        return (a[0] - b[0], a[0] - b[0])
+    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(confidence)
+    return float(interval.low), float(interval.high)

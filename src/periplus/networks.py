@@ -52,8 +52,8 @@ class MLPGenerator(nn.Module):
         initialise(self)
 
     def forward(self, z: Tensor) -> Tensor:
-        pixels: Tensor = self.head(self.body(z)).sigmoid()
-        return pixels.unflatten(1, self.image_shape)
+        pixels: Tensor = self.head(self.body(z))
+        return pixels.sigmoid().view(-1, *self.image_shape)
 
 
 class MLPCritic(nn.Module):
@@ -133,7 +133,7 @@ def recalibrate_batch_norm(generator: nn.Module, codes: Tensor, batch_size: int 
         layer.reset_running_stats()
         layer.momentum = None  # cumulative mean over the batches below
     generator.train()
-    for batch in codes.split(batch_size):
+    for batch in codes.tensor_split(math.ceil(len(codes) / batch_size)):  # even parts: no small last one with the weight of a full one
         generator(batch)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

@@ -95,7 +95,7 @@ def gradient_penalty(
             the penalty would silently be about something else. Layer, instance and group normalisation are accepted.
     """
     _check_pair(real, fake)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         x_hat = interpolate(real.detach(), fake.detach(), generator).requires_grad_()
         gradient = score_gradient(critic, x_hat, create_graph=True)
     penalty = (gradient_norm(gradient) - target).square()
@@ -130,8 +130,10 @@ def check_scores(scores: Tensor, batch: int) -> Tensor:
 def _check_pair(real: Tensor, fake: Tensor) -> None:
     if real.shape != fake.shape:
         raise UsageError(f"real {tuple(real.shape)} and fake {tuple(fake.shape)} images must have the same shape")
-    if not (real.is_floating_point() and fake.is_floating_point()):
-        raise UsageError(f"images must be floating point for a gradient penalty, not {real.dtype} and {fake.dtype}: scale uint8 by 1/255")
+    if not real.is_floating_point() or real.dtype != fake.dtype:
+        raise UsageError(
+            f"images must be floating point, of one type, for a gradient penalty, not {real.dtype} and {fake.dtype}: scale uint8 by 1/255"
+        )
     if real.dim() < 2:
         raise UsageError(f"images must be a batch (B, C, H, W), not of shape {tuple(real.shape)}")
 
@@ -151,14 +153,15 @@ def refuse_mixing(critic: Critic, scores: Tensor, images: Tensor) -> None:
     """Raise UsageError if D's score of one example depends on another example of the batch.
 
     Two tests, because critics come wrapped in anything. The autograd graph of the scores is searched for batch normalisation in training mode, at
-    every call. And once per module (at every call for other callables) the rows' scores are weighted by 1 and 2 alternately: the gradient of a
-    separable critic is then exactly the plain gradient times these weights, row by row, whatever the critic is made of.
+    every call. And once per module (at every call for other callables) the rows' scores are weighted by 1, 2, ... 64 in turn: the gradient of a
+    separable critic is then exactly the plain gradient times these weights, row by row, whatever the critic is made of. (Powers of two, because
+    they cost no rounding; seven, because groups of a minibatch lie at even strides, and rows of equal weight could mix unseen.)
     """
     if any(_normalises_batch(node) for node in _graph_nodes(scores)):
         raise UsageError(MIXING.format(why=" (batch normalisation in training mode)"))
     if images.shape[0] < 2 or (isinstance(critic, torch.nn.Module) and critic in _separable):
         return
-    weights = 1.0 + torch.arange(images.shape[0], device=scores.device) % 2
+    weights = 2.0 ** (torch.arange(images.shape[0], device=scores.device) % 7)
     (plain,) = torch.autograd.grad(scores.sum(), images, retain_graph=True, materialize_grads=True)
     (weighted,) = torch.autograd.grad((scores * weights).sum(), images, retain_graph=True, materialize_grads=True)
     difference = (weighted.flatten(1) - weights[:, None] * plain.flatten(1)).norm()

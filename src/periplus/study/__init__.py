@@ -1,0 +1,105 @@
+"""The study: the course sheet's questions, answered with evidence.
+
+A study is a folder:
+
+    runs/MODEL-SEED/       what was trained (periplus.runs)
+    stages/NAME.json       what was measured, each with the inputs that it was measured from; measured again only when these change
+    figures/               what was drawn
+    results.json           settings, environment, and the results of every chapter: the one source of the report
+    report.pdf, report.html, and an archive when asked for
+
+The report is rendered from `results.json` alone: change a number there and the conclusion changes with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from periplus.config import nearest
+from periplus.data import load_data
+from periplus.errors import UsageError
+from periplus.files import write_atomically
+from periplus.locks import hold
+from periplus.machine import environment
+from periplus.runs import describe_data, load_run
+from periplus.study.archive import write_archive
+from periplus.study.cells import train_cells
+from periplus.study.chapters import CHAPTERS
+from periplus.study.question import Question
+from periplus.study.reporting import write_report
+from periplus.study.settings import Settings
+from periplus.study.workshop import Workshop
+
+__all__ = ["Settings", "make_study"]
+
+
+def make_study(settings: Settings, command: str, note: Callable[[str], None] | None = None) -> list[Path]:
+    """Make a study, or go on with one, and return its files: report.pdf, report.html, results.json and the archive, if asked for.
+
+    Raises UsageError (unknown chapters, a folder in use, other settings than the study was begun with), DataError, RunError.
+    """
+    from periplus import console
+
+    say = note or console.note
+    settings = settings.resolve()
+    questions = chosen(settings.only)
+    folder = settings.out
+    check_folder(folder, settings.resume)
+    data = load_data(settings.data or "digits", root=settings.data_root, image_size=settings.image_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder, "study"):
+        cells = settings.cells(dict.fromkeys(model for question in questions for model in question.models))
+        train_cells(cells, settings, say)
+        workshop = Workshop(folder, data, {cell.name: load_run(folder / cell.path) for cell in cells}, cells, say)
+        chapters = {question.key: answer(question, workshop) for question in questions}
+        results = {
+            "command": command,
+            "settings": settings.record(),
+            "data": vars(describe_data(data, settings.data)),
+            "environment": environment("cpu"),
+            "chapters": earlier_chapters(folder, set(chapters)) | chapters,
+        }
+        write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
+        files = [*write_report(folder), folder / "results.json"]
+        if settings.archive:
+            files.append(write_archive(folder, settings.archive))
+    return files
+
+
+def answer(question: Question, workshop: Workshop) -> dict[str, Any]:
+    """Measure a chapter (or take what was measured from the same inputs before) and draw its figures."""
+    workshop.say(f"chapter {question.key}: {question.title}")
+    measured = workshop.stage(question.key, workshop.inputs(question.models), lambda: question.measure(workshop))
+    return {**measured, "figures": question.draw(measured, workshop)}
+
+
+def chosen(only: tuple[str, ...]) -> list[Question]:
+    """The chapters asked for, in the order of the sheet. Raises UsageError for an unknown one."""
+    known = {question.key: question for question in CHAPTERS}
+    keys = [key.strip() for word in only for key in word.split(",") if key.strip()]
+    for key in keys:
+        if key not in known:
+            raise UsageError(f"--only: there is no chapter '{key}'{nearest(key, known)}: known are {', '.join(known)}")
+    return [question for question in CHAPTERS if not keys or question.key in keys]
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raise UsageError where something would be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: choose another --out")
+    if resume or not folder.exists() or not any(entry.name != ".lock" for entry in folder.iterdir()):
+        return
+    if (folder / "stages").exists() or (folder / "runs").exists():
+        raise UsageError(f"{folder} holds a study already: add --resume to go on with it, or choose another --out")
+    raise UsageError(f"{folder} is not empty and not a study: choose another --out")
+
+
+def earlier_chapters(folder: Path, made_now: set[str]) -> dict[str, Any]:
+    """Chapters of an earlier session of this study that were not made again now (--only)."""
+    path = folder / "results.json"
+    if not path.exists():
+        return {}
+    return {k: v for k, v in json.loads(path.read_text(encoding="utf-8"))["chapters"].items() if k not in made_now}

@@ -1,0 +1,59 @@
+"""The archive of a study: report, figures, results and configurations with a manifest; no weights. The bytes follow from the contents."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+from periplus.errors import UsageError
+from periplus.files import write_atomically
+
+PATTERNS = (
+    "report.pdf",
+    "report.html",
+    "results.json",
+    "figures/*",
+    "stages/*.json",
+    "runs/*/config.toml",
+    "runs/*/env.json",
+    "runs/*/metrics.jsonl",
+    "runs/*/timing.jsonl",
+)
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold: archives of equal contents are equal
+
+
+def write_archive(folder: Path, form: str) -> Path:
+    """Write `folder`/NAME.zip or NAME.tar.gz, NAME being the folder's own. Raises UsageError for another form."""
+    files = {str(p.relative_to(folder)): p.read_bytes() for pattern in PATTERNS for p in sorted(folder.glob(pattern)) if p.is_file()}
+    manifest = {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()}
+    files["MANIFEST.json"] = (json.dumps(manifest, indent=1) + "\n").encode()
+    name = folder.resolve().name
+    packers = {"zip": zip_bytes, "tar.gz": tar_bytes}
+    if form not in packers:
+        raise UsageError(f"--archive is '{form}': use zip or tar.gz")
+    return write_atomically(folder / f"{name}.{form}", packers[form](name, files))
+
+
+def zip_bytes(name: str, files: dict[str, bytes]) -> bytes:
+    """The files under one folder, as a zip."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, content in files.items():
+            archive.writestr(zipfile.ZipInfo(f"{name}/{path}", EPOCH), content, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def tar_bytes(name: str, files: dict[str, bytes]) -> bytes:
+    """The files under one folder, as a gzip-compressed tar."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path, content in files.items():
+            entry = tarfile.TarInfo(f"{name}/{path}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return gzip.compress(buffer.getvalue(), mtime=0)

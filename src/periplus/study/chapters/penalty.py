@@ -1,0 +1,145 @@
+"""2b: the gradient penalty, and a comparison."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from periplus.report import Block, Command, Equation, Figure, Finding, Heading, Paragraph, Pseudocode, Table
+from periplus.study import judging
+from periplus.study.chapters.gan import class_figure, neighbour_figure, network_sentence, sample_figures
+from periplus.study.question import Figures, Question, Results
+from periplus.study.telling import collapse_sentence, joined, number, run_table, settings_of
+from periplus.study.workshop import Workshop
+
+PANELS = {
+    "critic_loss": "critic loss / score",
+    "critic_gap_held_out": "score gap, held-out images",
+    "penalty": "penalty / (score per pixel value)²",
+    "generator_gradient_norm": "generator gradient norm",
+}
+
+
+def measure(workshop: Workshop) -> Results:
+    """The WGAN-GP's runs, and their comparison with the GAN's."""
+    ours = judging.measure_model(workshop, "wgan-gp")
+    other = judging.measure_model(workshop, "gan")
+    return {**ours, "other": other, "comparison": judging.compare_models(ours, other)}
+
+
+def draw(results: Results, workshop: Workshop) -> Figures:
+    """Samples of every seed, curves, class shares, nearest training images."""
+    return judging.draw_model(results, workshop, "2b", PANELS)
+
+
+def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
+    """The chapter."""
+    config, runs = results["config"], results["runs"]
+    return (
+        Heading("From a divergence to a distance"),
+        Paragraph(
+            "Where data and samples hardly overlap, the divergence that a perfect discriminator measures is constant and gives the generator no "
+            "direction. The Wasserstein-1 distance does not have this defect: by duality it is the largest difference of means that a function of "
+            "slope at most one can make, and its gradient always points somewhere [@arjovsky2017],"
+        ),
+        Equation('W_1 = max_(norm(D)_"Lip" <= 1) EE_x [D(x)] - EE_z [D(G(z))].', "w1"),
+        Paragraph(
+            "An optimal $D$ has gradient norm one almost everywhere on the segments between coupled real and generated points. The gradient penalty "
+            "asks for that on random points of segments between random pairs [@gulrajani2017]:"
+        ),
+        Equation(
+            "L_D = EE_z [D(G(z))] - EE_x [D(x)] + lambda EE_(hat(x)) [(norm(nabla D(hat(x)))_2 - 1)^2], quad "
+            "hat(x) = epsilon x + (1 - epsilon) G(z), quad epsilon tilde.op cal(U)[0, 1],",
+            "gp",
+        ),
+        Equation("L_G = - EE_z [D(G(z))].", "wgan-g"),
+        Paragraph(
+            "Four details make the difference between this formula and a program that only resembles it. The norm is taken per example over all "
+            "channels and pixels, not over the batch and not per pixel. $epsilon$ is drawn once per example. The penalty is part of the same "
+            "optimiser step as the loss, and sends no gradient into the generator. And the critic must not mix the examples of a batch: with batch "
+            "normalisation in the critic the gradient of one example's score is not defined, so Periplus refuses it."
+        ),
+        Pseudocode(
+            "One step of WGAN-GP",
+            (
+                "*draw* a batch $x$; codes $z$; $epsilon$ for each example",
+                "$tilde(x) <- G(z)$, without gradient; $hat(x) <- epsilon x + (1 - epsilon) tilde(x)$",
+                "$g_i <- nabla_(hat(x)_i) D(hat(x)_i)$ for each example, itself differentiable in the weights of $D$",
+                "*descend* in the weights of $D$ along $nabla [overline(D(tilde(x))) - overline(D(x)) + lambda overline((norm(g_i) - 1)^2)]$",
+                "*draw* fresh codes $z$; *descend* in the weights of $G$ along $nabla [- overline(D(G(z)))]$",
+                "*update* the running average of the weights of $G$",
+            ),
+        ),
+        Heading("What was trained"),
+        Paragraph(network_sentence(config)),
+        settings_of(config),
+        Command(runs[0]["command"]),
+        Heading("What came out"),
+        *sample_figures(results, "WGAN-GP"),
+        run_table(results, "wgan-runs"),
+        Figure(
+            results["figures"]["curves"]["path"],
+            "Training of the WGAN-GP, every seed a thin line. The gap $EE D(x) - EE D(G(z))$ on held-out images is the critic's estimate of the "
+            "distance, from images that it has not seen; as long as it falls, samples are getting closer.",
+            results["figures"]["curves"]["command"],
+            "Curves of losses, gap, penalty and gradient norm against epochs",
+            label="wgan-curves",
+        ),
+        *class_figure(results, "wgan-classes"),
+        neighbour_figure(results, "wgan-neighbours"),
+        Heading("Side by side"),
+        Paragraph(
+            f"Both models had the same generator widths, the same budget of {study['settings']['epochs']} epochs and {len(runs)} seeds. Seeds are "
+            "the sample: intervals are Welch's for the difference of means over seeds, at 95 % for all rows together."
+        ),
+        comparison_table(results),
+        Finding(conclusion(results)),
+    )
+
+
+def comparison_table(results: Results) -> Table:
+    """Measure by measure."""
+    rows = tuple(
+        (
+            row["title"],
+            row["direction"],
+            joined(row["a"]),
+            joined(row["b"]),
+            f"{number(row['interval'][0])} to {number(row['interval'][1])}",
+            row["verdict"],
+        )
+        for row in results["comparison"]
+    )
+    return Table(
+        ("measure", "better", "WGAN-GP, by seed", "GAN, by seed", "interval of the difference", "WGAN-GP is"),
+        rows,
+        "WGAN-GP against GAN. Where nearer to 1 is better, the interval is of the difference of the distances from 1.",
+        results["figures"]["curves"]["command"],
+        align=("left", "left", "right", "right", "right", "left"),
+        label="comparison",
+    )
+
+
+def conclusion(results: Results) -> str:
+    """What the runs say, computed from them."""
+    parts = [collapse_sentence(results["runs"])]
+    decided = [row for row in results["comparison"] if row["verdict"] != "cannot tell"]
+    open_rows = [row for row in results["comparison"] if row["verdict"] == "cannot tell"]
+    for row in decided:
+        parts.append(f"WGAN-GP is *{row['verdict']}* than the GAN in: {row['title']}.")
+    if open_rows:
+        seeds = len(results["runs"])
+        parts.append(f"With {seeds} seed{'s' * (seeds != 1)} this study *cannot tell* them apart in: {'; '.join(row['title'] for row in open_rows)}.")
+    seconds = [judging.mean([r["seconds"] for r in model["runs"]]) for model in (results, results["other"])]
+    parts.append(f"A WGAN-GP run took {seconds[0] / seconds[1]:.2f} times as long as a GAN run, both as they were run here.")
+    return " ".join(parts)
+
+
+QUESTION = Question(
+    "2b",
+    "The gradient penalty, and a comparison",
+    "Explain the gradient penalty of the Wasserstein GAN, train one, and compare it with the GAN.",
+    ("gan", "wgan-gp"),
+    measure,
+    draw,
+    tell,
+)

@@ -1,0 +1,157 @@
+"""From results to report: blocks are told from results.json and the figures beside it, then rendered as PDF and HTML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from periplus.console import note
+from periplus.data import load_data
+from periplus.errors import RunError, UsageError
+from periplus.evaluation import SAMPLES
+from periplus.files import write_atomically
+from periplus.report import Chapter, Figure, Finding, Heading, KeyNumbers, Paragraph, Reference, Report, code, plain, write_html, write_pdf
+from periplus.runs import load_run
+from periplus.study import judging
+from periplus.study.chapters import CHAPTERS, gan, penalty
+from periplus.study.settings import Cell
+from periplus.study.telling import collapse_sentence, number, run_table, settings_of
+from periplus.study.workshop import Workshop
+
+REFERENCES = (
+    Reference("goodfellow2014", "I. Goodfellow et al., Generative adversarial nets, NeurIPS 2014."),
+    Reference("arjovsky2017", "M. Arjovsky, S. Chintala, L. Bottou, Wasserstein generative adversarial networks, ICML 2017."),
+    Reference("gulrajani2017", "I. Gulrajani et al., Improved training of Wasserstein GANs, NeurIPS 2017."),
+)
+
+
+def write_report(folder: Path) -> list[Path]:
+    """report.pdf and report.html of the study in a folder, from its results.json. Raises RunError where that cannot be read."""
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise RunError(f"{path} cannot be read ({error}): make the study again with --resume") from None
+    report = build_report(results)
+    return [write_pdf(report, folder / "report.pdf", folder), write_html(report, folder / "report.html", folder)]
+
+
+def build_report(results: dict[str, Any]) -> Report:
+    """The report of a study: a function of its results.json alone."""
+    questions = [q for q in CHAPTERS if q.key in results["chapters"]]
+    settings, data = results["settings"], results["data"]
+    return Report(
+        title="Deep generative models of small images",
+        subtitle=f"{plain(data['source'])}: {data['images']:,} images of {data['height']} x {data['width']} pixels, {data['channels']} "
+        f"channel{'s' * (data['channels'] != 1)}",
+        authors=tuple(settings["author"]),
+        collaborators=tuple(settings["collaborators"]),
+        hours=settings["hours"],
+        summary_blocks=summary(results),
+        chapters=tuple(Chapter(q.key, q.title, q.question, q.tell(results["chapters"][q.key], results)) for q in questions),
+        environment=environment_rows(results),
+        references=REFERENCES,
+    )
+
+
+def summary(results: dict[str, Any]) -> tuple[Any, ...]:
+    """The first page: what was asked, the key figures, one sentence per chapter."""
+    chapters = results["chapters"]
+    blocks: list[Any] = [
+        Paragraph(
+            "A record of what was trained and measured in this run, by "
+            + code(results["command"])
+            + ". Every figure carries the command that makes it "
+            "again, and conclusions are computed from the numbers beside them."
+        )
+    ]
+    models = [chapters[key] for key in ("2a", "2b") if key in chapters]
+    runs = [r for model in models for r in model["runs"]]
+    if runs:
+        collapsed = sum(r["collapsed"] for r in runs)
+        rows = [
+            (f"{collapsed} of {len(runs)}", "runs collapsed"),
+            (f"{min(r['spread'] for r in runs):.2f}", "smallest spread of samples, over the data's"),
+        ]
+        if runs[0]["smallest_share"] is not None:
+            rows.append((f"{100 * min(r['smallest_share'] for r in runs):.1f} %", "smallest share of a class, of all runs"))
+        rows.append((number(sum(r["seconds"] for r in runs) / 60), "minutes of training in all runs together"))
+        blocks.append(KeyNumbers(tuple(rows)))
+    for key, module in (("2a", gan), ("2b", penalty)):
+        if key in chapters:
+            blocks.append(Finding(f"*{key}* " + module.conclusion(chapters[key])))
+    return tuple(blocks)
+
+
+def environment_rows(results: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What the figures depend on, beside the settings."""
+    environment, data = results["environment"], results["data"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    return (
+        ("command", results["command"]),
+        ("data", f"{data['source']} ({data['split']}), SHA-256 {data['sha256']}"),
+        ("software", versions),
+        ("commit", str(environment["commit"])),
+        ("machine", f"{environment['processor']}, {environment['cores']} cores, {environment['system']}"),
+    )
+
+
+# ---- a report of runs -----------------------------------------------------------------------------------------------------------------------
+
+
+def report_runs(folders: Sequence[Path], out: Path, data_root: Path | None = None) -> list[Path]:
+    """report.pdf, report.html and report.json of runs, grouped by model. Raises UsageError for runs of different data."""
+    runs = [load_run(folder) for folder in folders]
+    record = runs[0].data
+    for run in runs[1:]:
+        if run.data.sha256 != record.sha256:
+            raise UsageError(f"{run.path} was trained on '{run.data.source}', {runs[0].path} on '{record.source}': report them apart")
+    data = load_data(record.source, record.split if record.split != "all" else "train", root=data_root, image_size=image_size_of(record))
+    out.mkdir(parents=True, exist_ok=True)
+    chapters = []
+    results: dict[str, Any] = {}
+    for model in dict.fromkeys(run.config.model for run in runs):
+        group = [(folder, run) for folder, run in zip(folders, runs, strict=True) if run.config.model == model]
+        cells = [
+            Cell(model, k, str(folder.resolve()), ("train", model, "--data", record.source, "--out", str(folder)))
+            for k, (folder, _) in enumerate(group)
+        ]
+        workshop = Workshop(out, data, {cell.name: run for cell, (_, run) in zip(cells, group, strict=True)}, cells, note)
+        note(f"measuring {len(group)} run{'s' * (len(group) != 1)} of {model}, {SAMPLES:,} samples each")
+        measured = judging.measure_model(workshop, model)
+        panels = gan.PANELS if model == "gan" else penalty.PANELS
+        results[model] = {**measured, "figures": judging.draw_model(measured, workshop, f"report-{model}", panels)}
+        chapters.append(run_chapter(results[model]))
+    write_atomically(out / "report.json", json.dumps(results, indent=1) + "\n")
+    report = Report(
+        title=f"Runs on {plain(record.source)}",
+        subtitle=", ".join(plain(folder.name) for folder in folders),
+        chapters=tuple(chapters),
+        references=(),
+    )
+    return [write_pdf(report, out / "report.pdf", out), write_html(report, out / "report.html", out), out / "report.json"]
+
+
+def image_size_of(record: Any) -> tuple[int, int] | None:
+    """The size to load path data at: that of the run, which --image-size may have set."""
+    return (record.height, record.width) if record.split == "all" and record.source != "digits" else None
+
+
+def run_chapter(results: dict[str, Any]) -> Chapter:
+    """One model's runs as a chapter."""
+    model = results["model"]
+    curves = results["figures"]["curves"]
+    blocks = (
+        Heading("Settings"),
+        settings_of(results["config"]),
+        Heading("Samples"),
+        *gan.sample_figures(results, model),
+        run_table(results, f"{model}-runs"),
+        Figure(curves["path"], "Training, every run a thin line.", curves["command"], "Training curves"),
+        *gan.class_figure(results, f"{model}-classes"),
+        gan.neighbour_figure(results, f"{model}-neighbours"),
+        Finding(collapse_sentence(results["runs"])),
+    )
+    return Chapter(model, "What was trained, and what came out", "Settings, samples, curves and measures of these runs.", blocks)

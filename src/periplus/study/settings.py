@@ -1,0 +1,89 @@
+"""What a study is asked to do: settings, presets, and the cells (training runs) that follow from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: What a preset stands for: data, epochs, and further options of `periplus train`.
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {
+        "data": "digits",
+        "epochs": 100,
+        "options": ("--batch-size", "64", "--latent-dim", "16", "--log-every", "25", "--sample-every", "250"),
+    },
+    "quick": {"data": "mnist", "epochs": 20, "options": ()},
+    "sheet": {"data": "mnist", "epochs": 100, "options": ("--preset", "sheet")},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a study: its place below the study's folder and the command that makes it."""
+
+    model: str
+    seed: int
+    path: str
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.seed}"
+
+    @property
+    def command(self) -> str:
+        """As a person would type it."""
+        return shlex.join(("periplus", *self.words))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `periplus study`; None is the preset's own value."""
+
+    data: str | None = None
+    out: Path = Path("study")
+    preset: str = "digits"
+    only: tuple[str, ...] = ()
+    seeds: int | None = None
+    epochs: int | None = None
+    resume: bool = False
+    archive: str | None = None
+    author: tuple[str, ...] = ()
+    collaborators: tuple[str, ...] = ()
+    hours: float | None = None
+    image_size: int | None = None
+    data_root: Path | None = None
+    workers: int | None = None
+
+    def resolve(self) -> Settings:
+        """The preset's values filled in."""
+        preset = PRESETS[self.preset]
+        return dataclasses.replace(
+            self,
+            data=self.data or preset["data"],
+            epochs=self.epochs or preset["epochs"],
+            seeds=self.seeds or 3,
+            workers=self.workers or os.cpu_count() or 1,
+        )
+
+    def cells(self, models: Iterable[str]) -> list[Cell]:
+        """The runs of these models, every seed; models side by side, so that a stopped study has some of each."""
+        return [self.cell(model, seed) for seed in range(self.seeds or 3) for model in models]
+
+    def cell(self, model: str, seed: int) -> Cell:
+        """One run and its command. One thread each: small networks gain more from runs side by side than from threads, and the bits are fixed."""
+        path = f"runs/{model}-{seed}"
+        words = ("train", model, "--data", str(self.data), *PRESETS[self.preset]["options"], "--epochs", str(self.epochs), "--seed", str(seed))
+        size = ("--image-size", str(self.image_size)) if self.image_size else ()
+        root = ("--data-root", str(self.data_root)) if self.data_root else ()
+        return Cell(model, seed, path, (*words, *size, *root, "--threads", "1", "--out", str(self.out / path)))
+
+    def record(self) -> dict[str, Any]:
+        """What results.json keeps of the settings: what decides the results and the title page, not how the machine was used."""
+        kept = ("data", "preset", "seeds", "epochs", "image_size", "author", "collaborators", "hours")
+        return {name: getattr(self, name) for name in kept}
