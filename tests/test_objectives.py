@@ -275,7 +275,7 @@ def test_a_batch_of_one():
 )
 def test_wrong_shapes_are_named(real: tuple, fake: tuple, scores: tuple | None, said: str):
     with pytest.raises(UsageError, match=said):
-        gradient_penalty(lambda x: x.sum().expand(scores or (len(x),)), torch.rand(real), torch.rand(fake))
+        gradient_penalty(lambda x: x.sum().expand((len(x),) if scores is None else scores), torch.rand(real), torch.rand(fake))
 
 
 @pytest.mark.parametrize("types", [(torch.uint8, torch.uint8), (torch.uint8, torch.float32), (torch.float32, torch.float64), (torch.int64,) * 2])

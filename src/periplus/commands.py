@@ -22,8 +22,6 @@ from periplus.config import ADVERSARIAL_DEFAULTS, AdversarialConfig, Adversarial
 from periplus.errors import UsageError
 
 MODELS: tuple[str, ...] = get_args(AdversarialModel)
-#: Configuration fields that the command line settles itself: the model is the word after 'train', and there is one architecture so far.
-SETTLED = ("model", "architecture")
 #: Configuration fields that a model has no use for, and so no option.
 NOT_FOR: dict[str, tuple[str, ...]] = {"gan": ("penalty_weight",), "wgan-gp": ("generator_loss",)}
 
@@ -149,8 +147,10 @@ def _options_from(defaults: AdversarialConfig, data: Any) -> type[Train]:
             continue
         default = getattr(defaults, f.name)
         hint: Any = hints[f.name] if default is None else _without_none(hints[f.name])
-        if f.name in SETTLED:
+        if f.name == "model":  # the word after 'train' says it
             hint = Annotated[hint, tyro.conf.Suppress]
+        if f.name == "architecture":  # one's own modules come through Python
+            hint = Literal[tuple(a for a in get_args(hint) if a != "custom" or default == "custom")]
         fields.append((f.name, Annotated[hint, arg(help=documents.get(f.name, ""))], dataclasses.field(default=default)))
     made = dataclasses.make_dataclass("TrainOptions", fields, bases=(Train,), frozen=True, kw_only=True)
     made.__doc__ = f"Train '{defaults.model}' into a run folder that can be resumed, sampled and reported on."

@@ -26,7 +26,7 @@ AdversarialModel = Literal["gan", "wgan-gp"]
 #: What a None in AdversarialConfig stands for, by model. Measured choices: LOG.md says what else was tried and how it failed.
 ADVERSARIAL_DEFAULTS: dict[str, dict[str, Any]] = {
     "gan": {"beta1": 0.5, "beta2": 0.999, "generator_batch_norm": True, "critic_dropout": 0.3},
-    "wgan-gp": {"beta1": 0.5, "beta2": 0.9, "generator_batch_norm": False, "critic_dropout": 0.0},
+    "wgan-gp": {"beta1": 0.5, "beta2": 0.9, "generator_batch_norm": True, "critic_dropout": 0.0},
 }
 
 

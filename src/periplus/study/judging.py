@@ -20,6 +20,7 @@ from periplus.study.workshop import Workshop
 from periplus.training.adversarial import hold_out
 
 NEIGHBOUR_SAMPLES = 1000
+TITLES = {"gan": "GAN", "wgan-gp": "WGAN-GP"}
 GRID_IMAGES = 60
 GRID_COLUMNS = 12
 STRIP_IMAGES = 12
@@ -154,6 +155,16 @@ def draw_samples(cell: Cell, run: Run, workshop: Workshop, key: str) -> dict[str
     pictures.image_grid(run.sample(GRID_IMAGES), target, GRID_COLUMNS)
     run_folder = workshop.folder / cell.path
     return {"path": str(path), "command": f"periplus sample {run_folder} --n {GRID_IMAGES} --columns {GRID_COLUMNS} --out {target}"}
+
+
+def draw_side_by_side(workshop: Workshop, models: Sequence[str], key: str) -> dict[str, str]:
+    """Two rows of real images, then two rows of the first seed's samples of each model; none of them selected."""
+    path = Path("figures") / f"{key}-side-by-side.png"
+    count = 2 * GRID_COLUMNS
+    rows = [workshop.data.images[:count].float() / 255, *(workshop.of(model)[0][1].sample(count) for model in models)]
+    labels = [text for name in ("real", *(TITLES[model] for model in models)) for text in (name, "")]
+    pictures.image_grid(torch.cat(rows), workshop.folder / path, GRID_COLUMNS, labels)
+    return {"path": str(path), "command": f"periplus study --out {workshop.folder} --only {key} --resume"}
 
 
 def draw_neighbours(run: Run, workshop: Workshop, key: str) -> Path:

@@ -17,7 +17,7 @@ import torch
 from periplus import checkpoints
 from periplus.checkpoints import Checkpoint
 from periplus.config import AdversarialConfig, Config, DataRecord, read_config, write_config
-from periplus.data import ImageData
+from periplus.data import ImageData, load_data
 from periplus.errors import UsageError
 from periplus.locks import hold
 from periplus.machine import deterministic, environment, resolve_device, resolve_precision
@@ -80,7 +80,7 @@ def plan(config: Config, data: ImageData, networks: Networks | None = None) -> P
 
 def train(
     config: Config,
-    data: ImageData,
+    data: ImageData | str | os.PathLike[str],
     out: str | os.PathLike[str],
     networks: Networks | None = None,
     *,
@@ -94,7 +94,7 @@ def train(
 
     Args:
         config: an AdversarialConfig.
-        data: images, uint8; see `load_data`.
+        data: images, uint8, or what `load_data` takes.
         out: the run folder. It must be absent or empty, unless `resume`.
         networks: one's own (generator, critic); the generator maps (B, latent_dim) to (B, C, H, W) in [0, 1], the critic images to (B,).
         source: what `load_data` was given, to be written down; by default the name of the data.
@@ -108,6 +108,8 @@ def train(
         RunError: the folder is damaged. NonFiniteError: training diverged. Interrupted: a signal came; a checkpoint is left.
     """
     folder = Path(out)
+    if not isinstance(data, ImageData):
+        data, source = load_data(data), source or str(data)
     decided = plan(config, data, networks)
     check_vacant(folder, resume)
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,8 @@ def measure(workshop: Workshop) -> Results:
 
 def draw(results: Results, workshop: Workshop) -> Figures:
     """Samples of every seed, curves, class shares, nearest training images."""
-    return judging.draw_model(results, workshop, "2b", PANELS)
+    figures = judging.draw_model(results, workshop, "2b", PANELS)
+    return figures | {"side-by-side": judging.draw_side_by_side(workshop, ("gan", "wgan-gp"), "2b")}
 
 
 def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
@@ -90,6 +91,13 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Paragraph(
             f"Both models had the same generator widths, the same budget of {study['settings']['epochs']} epochs and {len(runs)} seeds. Seeds are "
             "the sample: intervals are Welch's for the difference of means over seeds, at 95 % for all rows together."
+        ),
+        Figure(
+            results["figures"]["side-by-side"]["path"],
+            "Training images, and samples of the first seed of each model; none selected.",
+            results["figures"]["side-by-side"]["command"],
+            "Rows of real images, of GAN samples and of WGAN-GP samples",
+            label="side-by-side",
         ),
         comparison_table(results),
         Finding(conclusion(results)),
