@@ -134,7 +134,7 @@ def one_line(box: str, program: str) -> str:
     """tyro's boxed complaint as one line, without frames, escape codes and its pointer to the help."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [re.sub(r"^[│|]\s*|\s*[│|]$", "", line).strip() for line in text.splitlines()]
-    kept = [line for line in lines if line and not re.match(r"^[╭╰─]", line) and not line.startswith(("For full helptext", "Argument helptext"))]
+    kept = [line for line in lines if line and not re.match(r"^([╭╰─]|-+$)", line) and not line.startswith(("For full helptext", "Argument helptext"))]
     return f"{'; '.join(kept).replace(':;', ':')}; '{program} --help' tells more"
 
 

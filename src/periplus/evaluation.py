@@ -61,4 +61,4 @@ def classifier_error(reference: Tensor, labels: Tensor) -> metrics.Share:
 
 def evaluate_collapse(run: Run, data: ImageData, samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
     """`collapse` of a run's own samples, with what they were drawn from."""
-    return {"step": run.step, "seed": seed, **collapse(run.sample(samples, seed), data, run.device)}
+    return {"step": run.step, "sampling_seed": seed, **collapse(run.sample(samples, seed), data, run.device)}

@@ -103,7 +103,7 @@ def neighbour_strip(
         top, left = (index // columns) * (strip + gap), margin + (index % columns) * (width + gap)
         _paste(canvas, sample, top, left, scale)
         _paste(canvas, neighbour, top + height + gap, left, scale)
-        _write(canvas, f"{distance:.3g}", left + width // 2, top + strip - letters, "mm", letters)
+        _write(canvas, f"{distance:.2f}", left + width // 2, top + strip - letters, "mm", letters)
     for row in range(rows):
         middles = (height // 2, height + gap + height // 2, strip - letters)
         for label, middle in zip(labels, middles, strict=True):

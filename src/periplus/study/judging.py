@@ -27,9 +27,9 @@ STRIP_IMAGES = 12
 
 #: What two models are compared in: key of a run's record, what it is, which direction is better ("" for none).
 COMPARED = (
-    ("share_distance", "class shares, total variation from the data", "lower"),
-    ("spread", "mean pairwise distance, samples over data", "nearer 1"),
-    ("neighbour_ratio", "distance to the nearest training image, samples over held-out", "nearer 1"),
+    ("share_distance", "distance of class shares", "lower"),
+    ("spread", "spread", "nearer 1"),
+    ("neighbour_ratio", "nearest / held-out", "nearer 1"),
 )
 
 
@@ -46,11 +46,11 @@ def measure_run(cell: Cell, run: Run, data: ImageData) -> dict[str, Any]:
     return {
         "name": cell.name,
         "command": cell.command,
-        "seed": cell.seed,
         "seconds": run.timing[-1]["seconds"],
         "images_per_second": sum(line["images_per_second"] for line in run.timing) / len(run.timing),
         "last_metrics": run.metrics[-1],
         **record,
+        "seed": cell.seed,  # after the record, whose own seed is that of the samples
         "share_distance": share_distance(record, data),
         **neighbour_record(run, data),
     }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from periplus.console import note
+from periplus.console import duration, note
 from periplus.data import load_data
 from periplus.errors import RunError, UsageError
 from periplus.evaluation import SAMPLES
@@ -17,7 +17,7 @@ from periplus.runs import load_run
 from periplus.study import judging
 from periplus.study.chapters import CHAPTERS, gan, penalty
 from periplus.study.settings import Cell
-from periplus.study.telling import collapse_sentence, number, run_table, settings_of
+from periplus.study.telling import collapse_sentence, run_table, settings_of
 from periplus.study.workshop import Workshop
 
 REFERENCES = (
@@ -77,7 +77,7 @@ def summary(results: dict[str, Any]) -> tuple[Any, ...]:
         ]
         if runs[0]["smallest_share"] is not None:
             rows.append((f"{100 * min(r['smallest_share'] for r in runs):.1f} %", "smallest share of a class, of all runs"))
-        rows.append((number(sum(r["seconds"] for r in runs) / 60), "minutes of training in all runs together"))
+        rows.append((duration(sum(r["seconds"] for r in runs)), "of training in all runs together"))
         blocks.append(KeyNumbers(tuple(rows)))
     for key, module in (("2a", gan), ("2b", penalty)):
         if key in chapters:

@@ -120,7 +120,8 @@ def comparison_table(results: Results) -> Table:
     return Table(
         ("measure", "better", "WGAN-GP, by seed", "GAN, by seed", "interval of the difference", "WGAN-GP is"),
         rows,
-        "WGAN-GP against GAN. Where nearer to 1 is better, the interval is of the difference of the distances from 1.",
+        "WGAN-GP against GAN. Distance of class shares: total variation from those of the data. Spread and nearest / held-out as in "
+        "[@wgan-runs]; for these the interval is of the difference of their distances from 1.",
         results["figures"]["curves"]["command"],
         align=("left", "left", "right", "right", "right", "left"),
         label="comparison",
