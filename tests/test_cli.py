@@ -192,14 +192,12 @@ def test_no_ruler_in_an_error(call: Call) -> None:
     assert "---; " not in call("train", "gan").error
 
 
-@pytest.mark.xfail(strict=True, reason="Sample.columns is not checked; remove this mark once it is")
 @pytest.mark.parametrize("columns", [0, -1])
 def test_a_grid_has_columns(columns: int, trained: Path, call: Call, tmp_path: Path) -> None:
     answer = call("sample", trained, "--columns", columns, "--out", tmp_path / "grid.png")
     assert answer.code == 2 and "columns" in answer.error
 
 
-@pytest.mark.xfail(strict=True, reason="OSError of --out is reported as unexpected; remove this mark once it is a usage error")
 @pytest.mark.parametrize(
     "words", [("sample", "RUN", "--out", "RUN/config.toml/grid.png"), ("train", "gan", "--data", "digits", "--out", "RUN/config.toml/x")]
 )

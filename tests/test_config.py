@@ -167,7 +167,7 @@ configs = st.builds(
 records = st.builds(DataRecord, texts, texts, integers, integers, integers, integers, texts)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=configs, data=records)
 def test_what_is_written_is_read_back(tmp_path: Path, config: AdversarialConfig, data: DataRecord):
     path = tmp_path / "config.toml"
@@ -258,7 +258,7 @@ def test_binary_garbage_is_an_error_that_names_the_file(tmp_path: Path, content:
     assert str(tmp_path / "config.toml") in str(caught.value)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.integers(0, len(damaged()) - 1), byte=st.integers(0, 255))
 def test_one_wrong_byte_is_read_or_refused_and_nothing_else(tmp_path: Path, where: int, byte: int):
     content = bytearray(damaged().encode())

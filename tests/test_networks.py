@@ -233,7 +233,6 @@ def test_recalibration_without_batch_norm_does_nothing():
     assert not calls
 
 
-@pytest.mark.xfail(reason="reported: recalibrate_batch_norm puts every layer in training mode, and back in the mode of the root", strict=True)
 def test_recalibration_leaves_dropout_off_and_each_layer_in_its_own_mode():
     """In one's own generator: dropout would make the result random, and a layer that is frozen on purpose would thaw."""
     torch.manual_seed(0)

@@ -130,7 +130,6 @@ def test_a_broken_line_in_the_middle_is_named(run: Run, digits: ImageData) -> No
         train(config(max_steps=8), digits, run.path, resume=True)
 
 
-@pytest.mark.xfail(strict=True, reason="read_lines lets these through, or fails with another error; remove this mark once they are RunErrors")
 @pytest.mark.parametrize("line", [b"\xff\xfe\n", b"3\n", b"[]\n", b"null\n", b"{}\n"])
 def test_a_line_that_is_no_record_is_named(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -288,14 +287,12 @@ def begin(folder: Path) -> Callable[[str], None]:
     return put
 
 
-@pytest.mark.xfail(strict=True, reason="check_vacant takes the leftover for a stranger's file; remove this mark once it does not")
 def test_a_run_killed_while_its_configuration_was_written(digits: ImageData, tmp_path: Path) -> None:
     """Nothing is lost yet, and 'without a complete checkpoint it starts at 0'."""
     begin(tmp_path / "run")(".config.toml.12345")
     assert train(config(), digits, tmp_path / "run", resume=True).step == 6
 
 
-@pytest.mark.xfail(strict=True, reason="nobody removes what a killed write_atomically left; remove this mark once prepare does")
 def test_what_killed_writes_left_is_cleared(run: Run, digits: ImageData) -> None:
     left = [run.path / name for name in (".env.json.12345", ".metrics.jsonl.12345", ".config.toml.1", "samples/.step-6.png.77")]
     for path in left:

@@ -144,7 +144,6 @@ def test_no_state_outside_the_library_is_touched(digits: ImageData, tmp_path: Pa
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
-@pytest.mark.xfail(strict=True, reason="Run.generator initialises networks with the user's random numbers; remove this mark once it forks them")
 def test_sampling_does_not_touch_the_users_random_numbers(reference: Callable[..., Path]) -> None:
     before = torch.get_rng_state()
     load_run(reference("gan")).sample(2)
@@ -207,9 +206,15 @@ def test_a_crash_between_checkpoints_goes_back_to_the_last_one(
     assert load_run(tmp_path / "run").metrics[-1]["step"] == 7
     assert (tmp_path / "run/samples/step-7.png").exists()
     assert load_run(tmp_path / "run").step == 4
-    steps: list[int] = []
-    train(config(**changes), digits, tmp_path / "run", resume=True, on_progress=lambda progress: steps.append(progress.step))
+    steps, grids = [], []
+
+    def look(progress: adversarial.Progress) -> None:
+        steps.append(progress.step)
+        grids.append(sorted(int(file.stem.removeprefix("step-")) for file in (tmp_path / "run/samples").iterdir()))
+
+    train(config(**changes), digits, tmp_path / "run", resume=True, on_progress=look)
     assert steps == list(range(5, 13))
+    assert grids == [list(range(1, step)) for step in steps]  # none from beyond the checkpoint
     assert_same(tmp_path / "run", expected)
 
 
@@ -704,7 +709,6 @@ class Still(nn.Module):
         return z.new_zeros(len(z), 1, 8, 8)
 
 
-@pytest.mark.xfail(strict=True, reason="check_networks lets these through or fails with another error; remove this mark once they are UsageErrors")
 @pytest.mark.parametrize(
     ("networks", "said"),
     [
@@ -720,7 +724,6 @@ def test_networks_that_fit_even_less_are_refused(networks: Any, said: str, digit
         train(config(max_steps=2), digits, tmp_path / "run", networks=networks)
 
 
-@pytest.mark.xfail(strict=True, reason="Run.generator freezes the user's own module in place; remove this mark once it works on a copy")
 def test_own_networks_can_be_trained_further_after_sampling(digits: ImageData, tmp_path: Path) -> None:
     networks = custom_generator(), custom_critic()
     train(config(max_steps=2), digits, tmp_path / "run", networks=networks).sample(1)

@@ -61,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader of our output has gone: not our error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if debug:
+            raise
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}: check the path, its permissions and the disk", 2)
     except MemoryError:
         fail("out of memory: use fewer images, a smaller --batch-size or a smaller --n", 1)
     except Exception as error:
@@ -134,7 +138,7 @@ def one_line(box: str, program: str) -> str:
     """tyro's boxed complaint as one line, without frames, escape codes and its pointer to the help."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [re.sub(r"^[│|]\s*|\s*[│|]$", "", line).strip() for line in text.splitlines()]
-    kept = [line for line in lines if line and not re.match(r"^([╭╰─]|-+$)", line) and not line.startswith(("For full helptext", "Argument helptext"))]
+    kept = [line for line in lines if line and not re.match(r"[╭╰─]|-+$", line) and not line.startswith(("For full helptext", "Argument helptext"))]
     return f"{'; '.join(kept).replace(':;', ':')}; '{program} --help' tells more"
 
 

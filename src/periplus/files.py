@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+_LEFTOVER = re.compile(r"\..+\.[0-9]+")
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -21,3 +24,15 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
         beside.unlink(missing_ok=True)
         raise
     return path
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name is what a killed `write_atomically` left."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
+def discard_leftovers(folder: Path) -> None:
+    """Remove what killed writes left in a folder that nobody else writes to just now."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if is_leftover(entry.name) and entry.is_file():
+            entry.unlink()

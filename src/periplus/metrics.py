@@ -32,8 +32,9 @@ def nearest_neighbours(queries: Tensor, reference: Tensor, k: int = 1, tile: int
     """
     if not 1 <= k <= len(reference):
         raise UsageError(f"k is {k}: between 1 and the {len(reference)} reference rows is needed")
-    squares = reference.square().sum(1)
-    index = torch.cat([torch.addmm(squares, q, reference.T, alpha=-2).topk(k, largest=False).indices for q in queries.split(tile)])
+    wide = reference.double()  # in float32 the ranking itself would confuse near copies
+    squares = wide.square().sum(1)
+    index = torch.cat([torch.addmm(squares, q.double(), wide.T, alpha=-2).topk(k, largest=False).indices for q in queries.split(tile)])
     distance = torch.stack([(queries - reference[column]).norm(dim=1) for column in index.T], 1)
     distance, order = distance.sort(1)
     return Neighbours(distance, index.gather(1, order))

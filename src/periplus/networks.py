@@ -128,13 +128,15 @@ def recalibrate_batch_norm(generator: nn.Module, codes: Tensor, batch_size: int 
     layers = [m for m in generator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not layers:
         return
-    was_training, momenta = generator.training, [m.momentum for m in layers]
+    modes, momenta = [(module, module.training) for module in generator.modules()], [layer.momentum for layer in layers]
+    generator.eval()  # dropout and the like stay off: only batch norm is to see batches
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # cumulative mean over the batches below
-    generator.train()
+        layer.train()
     for batch in codes.tensor_split(math.ceil(len(codes) / batch_size)):  # even parts: no small last one with the weight of a full one
         generator(batch)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
-    generator.train(was_training)
+    for module, mode in modes:
+        module.training = mode

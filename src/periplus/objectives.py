@@ -167,7 +167,8 @@ def refuse_mixing(critic: Critic, scores: Tensor, images: Tensor) -> None:
     difference = (weighted.flatten(1) - weights[:, None] * plain.flatten(1)).norm()
     if bool(difference > 1e-2 * plain.norm()):  # rounding is far below, a real dependence far above
         raise UsageError(MIXING.format(why=""))
-    if isinstance(critic, torch.nn.Module):  # what a plain function closes over may change from call to call: test it every time
+    # What a plain function closes over may change from call to call, and an idle or silent critic has not shown anything: test these every time.
+    if isinstance(critic, torch.nn.Module) and critic.training and bool(plain.norm() > 0):
         _separable.add(critic)
 
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -138,7 +139,10 @@ class Run:
     def generator(self) -> nn.Module:
         """The generator in evaluation mode: the averaged one (EMA), unless the run was loaded with ema=False."""
         if self._generator is None:
-            module = build_networks(self.config, self.image_shape, self._networks).generator
+            with torch.random.fork_rng(devices=[]):  # new networks draw weights, from somebody's random numbers: not from the user's
+                module = build_networks(self.config, self.image_shape, self._networks).generator
+            if self._networks is not None:
+                module = copy.deepcopy(module)  # the user's own module stays as it is
             load_module(module, self.checkpoint, "ema." if self._ema else "generator.")
             self._generator = module.to(self.device).eval().requires_grad_(False)
         return self._generator
@@ -211,13 +215,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
             break
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise RunError(f"{path}: line {len(records) + 1} is not JSON ({error.msg}): restore the file or delete that line") from None
+            record = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            raise RunError(f"{path}: line {number} is not JSON ({error}): restore the file or delete that line") from None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise RunError(f"{path}: line {number} is not a record with a step: restore the file or delete that line")
+        records.append(record)
     return records
 
 
@@ -269,7 +276,8 @@ def read_environment(folder: Path) -> list[dict[str, Any]]:
 def check_same_run(folder: Path, config: Config, data: DataRecord) -> Config:
     """The stored configuration of a run to be resumed, after checking that this is the same run.
 
-    `epochs` and `max_steps` may grow: batches and random numbers are functions of (seed, step), so a longer run passes through the shorter one.
+    `epochs` may grow, and `max_steps` change: batches and random numbers are functions of (seed, step), so a longer run passes through the shorter
+    one's weights.
     Raises UsageError that names the first value that differs.
     """
     stored, stored_data = read_config(folder / CONFIG)
@@ -277,7 +285,8 @@ def check_same_run(folder: Path, config: Config, data: DataRecord) -> Config:
         raise UsageError(f"{folder} was trained as '{stored.model}', not '{config.model}'")
     for field in dataclasses.fields(stored):
         was, is_now = getattr(stored, field.name), getattr(config, field.name)
-        if was != is_now and field.name not in ("epochs", "max_steps"):
+        grows = field.name == "max_steps" or (field.name == "epochs" and was < is_now)
+        if was != is_now and not grows:
             raise UsageError(f"{folder} was trained with {field.name} = {was!r}, not {is_now!r}: leave it out to resume, or choose another --out")
     for field in dataclasses.fields(stored_data):
         was, is_now = getattr(stored_data, field.name), getattr(data, field.name)

@@ -53,7 +53,7 @@ def make_study(settings: Settings, command: str, note: Callable[[str], None] | N
     with hold(folder, "study"):
         cells = settings.cells(dict.fromkeys(model for question in questions for model in question.models))
         train_cells(cells, settings, say)
-        workshop = Workshop(folder, data, {cell.name: load_run(folder / cell.path) for cell in cells}, cells, say)
+        workshop = Workshop(folder, data, {cell.name: load_run(folder / cell.path) for cell in cells}, cells, settings.again, say)
         chapters = {question.key: answer(question, workshop) for question in questions}
         results = {
             "command": command,
@@ -90,9 +90,11 @@ def check_folder(folder: Path, resume: bool) -> None:
     """Raise UsageError where something would be overwritten."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: choose another --out")
-    if resume or not folder.exists() or not any(entry.name != ".lock" for entry in folder.iterdir()):
+    if not folder.exists() or not any(entry.name != ".lock" for entry in folder.iterdir()):
         return
-    if (folder / "stages").exists() or (folder / "runs").exists():
+    if any((folder / name).exists() for name in ("runs", "stages", "logs")):
+        if resume:
+            return
         raise UsageError(f"{folder} holds a study already: add --resume to go on with it, or choose another --out")
     raise UsageError(f"{folder} is not empty and not a study: choose another --out")
 

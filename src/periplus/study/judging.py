@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def compare_models(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]
         scores = [[abs(v - 1) for v in group] if direction == "nearer 1" else group for group in values]
         low, high = metrics.welch_interval(scores[0], scores[1], 1 - 0.05 / len(usable))
         verdict = "better" if high < 0 else "worse" if low > 0 else "cannot tell"
-        rows.append({"key": key, "title": title, "direction": direction, "a": values[0], "b": values[1], "interval": [low, high], "verdict": verdict})
+        interval = [bound if math.isfinite(bound) else None for bound in (low, high)]  # JSON has no infinity
+        rows.append({"key": key, "title": title, "direction": direction, "a": values[0], "b": values[1], "interval": interval, "verdict": verdict})
     return rows
 
 
@@ -133,7 +135,7 @@ def draw_model(results: dict[str, Any], workshop: Workshop, key: str, panels: di
     model = results["model"]
     cells = workshop.of(model)
     figures = {f"samples-{cell.seed}": draw_samples(cell, run, workshop, key) for cell, run in cells}
-    again = f"periplus study --out {workshop.folder} --only {key} --resume"
+    again = workshop.again(key)
     path = Path("figures") / f"{key}-curves.svg"
     plots.training_curves([curves(run, model, panels) for _, run in cells], workshop.folder / path, panels, x_label="epochs")
     figures["curves"] = {"path": str(path), "command": again}
@@ -154,7 +156,8 @@ def draw_samples(cell: Cell, run: Run, workshop: Workshop, key: str) -> dict[str
     target = workshop.folder / path
     pictures.image_grid(run.sample(GRID_IMAGES), target, GRID_COLUMNS)
     run_folder = workshop.folder / cell.path
-    return {"path": str(path), "command": f"periplus sample {run_folder} --n {GRID_IMAGES} --columns {GRID_COLUMNS} --out {target}"}
+    words = ("periplus", "sample", str(run_folder), "--n", str(GRID_IMAGES), "--columns", str(GRID_COLUMNS), "--out", str(target))
+    return {"path": str(path), "command": shlex.join(words)}
 
 
 def draw_side_by_side(workshop: Workshop, models: Sequence[str], key: str) -> dict[str, str]:
@@ -164,7 +167,7 @@ def draw_side_by_side(workshop: Workshop, models: Sequence[str], key: str) -> di
     rows = [workshop.data.images[:count].float() / 255, *(workshop.of(model)[0][1].sample(count) for model in models)]
     labels = [text for name in ("real", *(TITLES[model] for model in models)) for text in (name, "")]
     pictures.image_grid(torch.cat(rows), workshop.folder / path, GRID_COLUMNS, labels)
-    return {"path": str(path), "command": f"periplus study --out {workshop.folder} --only {key} --resume"}
+    return {"path": str(path), "command": workshop.again(key)}
 
 
 def draw_neighbours(run: Run, workshop: Workshop, key: str) -> Path:

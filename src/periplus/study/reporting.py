@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from periplus.report import Chapter, Figure, Finding, Heading, KeyNumbers, Parag
 from periplus.runs import load_run
 from periplus.study import judging
 from periplus.study.chapters import CHAPTERS, gan, penalty
-from periplus.study.settings import Cell
+from periplus.study.settings import Cell, image_size_of, words_of
 from periplus.study.telling import collapse_sentence, run_table, settings_of
 from periplus.study.workshop import Workshop
 
@@ -112,13 +113,12 @@ def report_runs(folders: Sequence[Path], out: Path, data_root: Path | None = Non
     out.mkdir(parents=True, exist_ok=True)
     chapters = []
     results: dict[str, Any] = {}
+    again = shlex.join(["periplus", "report", *map(str, folders), "--out", str(out)])
     for model in dict.fromkeys(run.config.model for run in runs):
         group = [(folder, run) for folder, run in zip(folders, runs, strict=True) if run.config.model == model]
-        cells = [
-            Cell(model, k, str(folder.resolve()), ("train", model, "--data", record.source, "--out", str(folder)))
-            for k, (folder, _) in enumerate(group)
-        ]
-        workshop = Workshop(out, data, {cell.name: run for cell, (_, run) in zip(cells, group, strict=True)}, cells, note)
+        cells = [Cell(model, k, str(folder.resolve()), words_of(run)) for k, (folder, run) in enumerate(group)]
+        named = {cell.name: run for cell, (_, run) in zip(cells, group, strict=True)}
+        workshop = Workshop(out, data, named, cells, lambda key: again, note)
         note(f"measuring {len(group)} run{'s' * (len(group) != 1)} of {model}, {SAMPLES:,} samples each")
         measured = judging.measure_model(workshop, model)
         panels = gan.PANELS if model == "gan" else penalty.PANELS
@@ -132,11 +132,6 @@ def report_runs(folders: Sequence[Path], out: Path, data_root: Path | None = Non
         references=(),
     )
     return [write_pdf(report, out / "report.pdf", out), write_html(report, out / "report.html", out), out / "report.json"]
-
-
-def image_size_of(record: Any) -> tuple[int, int] | None:
-    """The size to load path data at: that of the run, which --image-size may have set."""
-    return (record.height, record.width) if record.split == "all" and record.source != "digits" else None
 
 
 def run_chapter(results: dict[str, Any]) -> Chapter:

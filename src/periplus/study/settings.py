@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from periplus.config import DataRecord
+from periplus.data.sources import SOURCES
+from periplus.errors import UsageError
+from periplus.runs import Run, read_environment
+
 #: What a preset stands for: data, epochs, and further options of `periplus train`.
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
@@ -60,6 +65,12 @@ class Settings:
     data_root: Path | None = None
     workers: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("seeds", "epochs", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} is {value}: at least 1 is needed")
+
     def resolve(self) -> Settings:
         """The preset's values filled in."""
         preset = PRESETS[self.preset]
@@ -79,11 +90,43 @@ class Settings:
         """One run and its command. One thread each: small networks gain more from runs side by side than from threads, and the bits are fixed."""
         path = f"runs/{model}-{seed}"
         words = ("train", model, "--data", str(self.data), *PRESETS[self.preset]["options"], "--epochs", str(self.epochs), "--seed", str(seed))
+        return Cell(model, seed, path, (*words, *self._where(), "--threads", "1", "--out", str(self.out / path)))
+
+    def again(self, key: str) -> str:
+        """The command that makes one chapter of this study again."""
+        words = ["periplus", "study", "--preset", self.preset, "--data", str(self.data), "--epochs", str(self.epochs), "--seeds", str(self.seeds)]
+        return shlex.join([*words, *self._where(), "--out", str(self.out), "--only", key, "--resume"])
+
+    def _where(self) -> tuple[str, ...]:
         size = ("--image-size", str(self.image_size)) if self.image_size else ()
         root = ("--data-root", str(self.data_root)) if self.data_root else ()
-        return Cell(model, seed, path, (*words, *size, *root, "--threads", "1", "--out", str(self.out / path)))
+        return size + root
 
     def record(self) -> dict[str, Any]:
         """What results.json keeps of the settings: what decides the results and the title page, not how the machine was used."""
         kept = ("data", "preset", "seeds", "epochs", "image_size", "author", "collaborators", "hours")
         return {name: getattr(self, name) for name in kept}
+
+
+def words_of(run: Run) -> tuple[str, ...]:
+    """The words after `periplus` that make a run again: every value that is not its model's default."""
+    config, data = run.config, run.data
+    defaults = type(config)(model=config.model).resolve(data.images)
+    words = ["train", config.model, "--data", data.source]
+    size = image_size_of(data)
+    words += ["--image-size", str(size[0])] if size and size[0] == size[1] else []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == getattr(defaults, field.name) or field.name in ("model", "device", "precision"):
+            continue
+        option = f"--{field.name.replace('_', '-')}"
+        words += [option if value else f"--no-{option[2:]}"] if isinstance(value, bool) else [option, str(value)]
+    threads = [session.get("threads") for session in read_environment(run.path)][:1]
+    return (*words, *(("--threads", str(threads[0])) if threads else ()), "--out", str(run.path))
+
+
+def image_size_of(data: DataRecord) -> tuple[int, int] | None:
+    """The (height, width) to resize the data of a run to when they are loaded again; None where they come in that size."""
+    known = SOURCES.get(data.source)
+    size = (data.height, data.width)
+    return None if known is not None and known.shape[1:] == size else size

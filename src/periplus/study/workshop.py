@@ -20,12 +20,16 @@ STAGE_VERSION = 1
 
 @dataclass(frozen=True)
 class Workshop:
-    """What a chapter may use: `folder`, `data`, `runs` by name (gan-0, ...) and the cells they were made from; `say` tells the person."""
+    """What a chapter may use: `folder`, `data`, `runs` by name (gan-0, ...) and the cells they were made from.
+
+    `again` gives the command that makes the figures of a chapter once more; `say` tells the person.
+    """
 
     folder: Path
     data: ImageData
     runs: dict[str, Run]
     cells: list[Cell]
+    again: Callable[[str], str]
     say: Callable[[str], None] = field(default=print)
 
     def of(self, model: str) -> list[tuple[Cell, Run]]:

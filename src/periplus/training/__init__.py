@@ -19,6 +19,7 @@ from periplus.checkpoints import Checkpoint
 from periplus.config import AdversarialConfig, Config, DataRecord, read_config, write_config
 from periplus.data import ImageData, load_data
 from periplus.errors import UsageError
+from periplus.files import discard_leftovers, is_leftover
 from periplus.locks import hold
 from periplus.machine import deterministic, environment, resolve_device, resolve_precision
 from periplus.networks import parameter_count
@@ -131,12 +132,14 @@ def check_vacant(folder: Path, resume: bool) -> None:
         return
     if (folder / CONFIG).exists():
         raise UsageError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
-    if any(entry.name != ".lock" for entry in folder.iterdir()):
+    if any(entry.name != ".lock" and not is_leftover(entry.name) for entry in folder.iterdir()):
         raise UsageError(f"{folder} is not empty and not a run: choose another --out")
 
 
 def prepare(folder: Path, config: AdversarialConfig, record: DataRecord, resume: bool, other_threads: bool, warn: Warn) -> Checkpoint | None:
     """Lay out the folder, or bring an interrupted one to the state of its newest good checkpoint, which is returned."""
+    for place in (folder, folder / SAMPLES):
+        discard_leftovers(place)
     if not (folder / CONFIG).exists():
         check_vacant(folder, resume=False)  # under the lock: another process may have begun in between
         write_config(folder / CONFIG, config, record)

@@ -417,15 +417,27 @@ class Clock:
 
 
 def check_networks(networks: AdversarialNetworks, config: AdversarialConfig, image_shape: ImageShape) -> None:
-    """Try one's own networks on two codes. Raises UsageError that says which of them returned what."""
+    """Try one's own networks on two codes. Raises UsageError that says which of them does what."""
+    shape = (2, *image_shape)
+    device = next((p.device for p in networks.generator.parameters()), torch.device("cpu"))
+    z = codes(config.seed, "check", 2, config.latent_dim, device)
     with evaluation_mode(*networks), torch.no_grad():
-        device = next(networks.generator.parameters()).device
-        try:
-            images = networks.generator(torch.zeros(2, config.latent_dim, device=device))
-        except RuntimeError as error:
-            raise UsageError(f"the generator does not take codes of shape (2, {config.latent_dim}): {' '.join(str(error).split())}") from None
-        if images.shape != (2, *image_shape):
-            raise UsageError(f"the generator returned shape {tuple(images.shape)} for 2 codes: {(2, *image_shape)} is needed")
-        if bool((images < 0).any() or (images > 1).any()):
+        images = _try("the generator", networks.generator, z, "codes")
+        if images.shape != shape:
+            raise UsageError(f"the generator returned shape {tuple(images.shape)} for 2 codes: {shape} is needed")
+        if not bool(((images >= 0) & (images <= 1)).all()):
             raise UsageError("the generator returned values outside [0, 1]: end it with a sigmoid")
-        objectives.check_scores(networks.critic(images), 2)
+        objectives.check_scores(_try("the critic", networks.critic, images, "images"), 2)
+    for name, module in networks._asdict().items():
+        if not any(p.requires_grad for p in module.parameters()):
+            raise UsageError(f"the {name} has no trainable parameters: there is nothing to train")
+
+
+def _try(name: str, module: nn.Module, batch: Tensor, what: str) -> Tensor:
+    try:
+        result = module(batch)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise UsageError(f"{name} does not take {what} of shape {tuple(batch.shape)}: {' '.join(str(error).split())}") from None
+    if not isinstance(result, Tensor):
+        raise UsageError(f"{name} returned a {type(result).__name__}: one tensor is needed")
+    return result

@@ -112,7 +112,7 @@ def comparison_table(results: Results) -> Table:
             row["direction"],
             joined(row["a"]),
             joined(row["b"]),
-            f"{number(row['interval'][0])} to {number(row['interval'][1])}",
+            " to ".join(number(bound) if bound is not None else infinite for bound, infinite in zip(row["interval"], ("-∞", "∞"), strict=True)),
             row["verdict"],
         )
         for row in results["comparison"]
