@@ -20,7 +20,7 @@ from periplus.errors import PeriplusError, UsageError
 from periplus.runs import CONFIG, TIMING, read_lines
 from periplus.study.settings import Cell, Settings
 
-POLL = 0.25  # seconds
+POLL = 1.0  # seconds
 
 
 def train_cells(cells: list[Cell], settings: Settings, say: Callable[[str], None]) -> None:
