@@ -231,6 +231,24 @@ def test_without_a_complete_checkpoint_a_run_starts_at_0(
     assert_same(tmp_path / "run", expected)
 
 
+def test_a_kill_between_the_last_checkpoint_and_its_pruning(
+    digits: ImageData, tmp_path: Path, reference: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is trained then, but a checkpoint too many is left."""
+    expected, folder, prune = reference("gan"), tmp_path / "run", adversarial.checkpoints.prune
+
+    def crash(checkpoints: Path, *arguments: Any) -> None:
+        if (checkpoints / f"step-{STEPS}").exists():
+            raise OSError("the plug was pulled")
+        prune(checkpoints, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="the plug"):
+        patch.setattr(adversarial.checkpoints, "prune", crash)
+        train(config(), digits, folder)
+    train(config(), digits, folder, resume=True)
+    assert_same(folder, expected)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_a_run_made_longer_ends_in_the_weights_of_a_long_one(model: str, digits: ImageData, tmp_path: Path) -> None:
     short, long = ({"epochs": epochs, "max_steps": None, "checkpoint_every": 100, "log_every": 7} for epochs in (1, 2))

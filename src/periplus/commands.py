@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 from tyro.conf import Positional, arg
 
-from periplus.config import ADVERSARIAL_DEFAULTS, AdversarialConfig, AdversarialModel, DataRecord, nearest
+from periplus.config import ADVERSARIAL_DEFAULTS, AdversarialConfig, AdversarialModel, nearest
 from periplus.errors import UsageError
 
 MODELS: tuple[str, ...] = get_args(AdversarialModel)
@@ -73,7 +73,6 @@ class Train(Common):
 
         from periplus.console import TrainingDisplay, note, warn
         from periplus.data import load_data
-        from periplus.runs import describe_data
         from periplus.training import check_vacant, plan, train
 
         if self.threads is not None:
@@ -87,10 +86,10 @@ class Train(Common):
         if self.dry_run:
             self.tell(dataclasses.asdict(decided), describe_plan(decided, self.out))
             return
-        if self.resume and (finished := finished_run(self.out, decided, describe_data(data, self.data))) is not None:
-            self.tell(finished, f"{self.out} is finished: {decided.steps} steps were done; nothing was changed")
-            return
-        if not self.json:
+        finished = self.resume and is_finished(self.out, decided.steps)
+        if finished:
+            note(f"{self.out} is finished: {decided.steps} steps were done")
+        elif not self.json:
             note(f"{config.model} on {data.name}: {decided.steps} steps of {config.batch_size} images, {decided.config.device}")
         with TrainingDisplay(f"{config.model} {self.out}") as display:
             run = train(
@@ -107,17 +106,13 @@ class Train(Common):
         self.tell({"run": str(self.out), "step": run.step, "steps": decided.steps, "metrics": last}, f"{self.out}: {run.step} steps done")
 
 
-def finished_run(out: Path, decided: Any, data: DataRecord) -> dict[str, Any] | None:
-    """The record of a run that has nothing left to do, or None. Raises UsageError where it is another run than the one asked for."""
+def is_finished(out: Path, steps: int) -> bool:
+    """Whether a run has a checkpoint of its last step (which `train` still verifies)."""
     from periplus.checkpoints import list_checkpoints
-    from periplus.runs import CHECKPOINTS, check_same_run, load_run
+    from periplus.runs import CHECKPOINTS
 
     found = list_checkpoints(out / CHECKPOINTS) if (out / CHECKPOINTS).is_dir() else []
-    if not found or int(found[-1].name.removeprefix("step-")) < decided.steps:
-        return None
-    check_same_run(out, decided.config, data)
-    run = load_run(out)
-    return {"run": str(out), "step": run.step, "steps": decided.steps, "metrics": run.metrics[-1]} if run.step >= decided.steps else None
+    return bool(found) and int(found[-1].name.removeprefix("step-")) >= steps
 
 
 def train_options(argv: Sequence[str]) -> type[Train]:

@@ -40,7 +40,7 @@ from periplus.runs import (
     stream,
     write_environment,
 )
-from periplus.training.adversarial import OnProgress, Progress, check_networks, steps_in_all, train_adversarial
+from periplus.training.adversarial import OnProgress, Progress, check_networks, prune, steps_in_all, train_adversarial
 
 __all__ = ["Plan", "Progress", "plan", "train"]
 
@@ -150,6 +150,8 @@ def prepare(folder: Path, config: AdversarialConfig, record: DataRecord, resume:
     stored = check_same_run(folder, config, record)
     checkpoints.discard_leftovers(folder / CHECKPOINTS)
     found = checkpoints.latest_checkpoint(folder / CHECKPOINTS, warn=warn)
+    if found is not None and found.path == checkpoints.list_checkpoints(folder / CHECKPOINTS)[-1]:
+        prune(folder, stored, found.step)  # a kill may have come between the last save and its pruning
     if found is not None and found.step >= steps_in_all(config, record.images - (config.held_out or 0)):
         return found
     check_threads(folder, other_threads)

@@ -257,7 +257,7 @@ def train_adversarial(
 
     with StopRequest() as stop:
         for step in range(state.step, steps):
-            torch.manual_seed(stream(config.seed, "step", step))
+            seed_step(config, step)
             for k in range(config.critic_steps):
                 real = batches(step * config.critic_steps + k)
                 critic_measures, healthy = critic_step(state, config, real, healthy)
@@ -286,8 +286,19 @@ def hold_out(config: AdversarialConfig, data: ImageData) -> tuple[ImageData, Ima
     return data.split_off(config.held_out, stream(config.seed, "held-out"))
 
 
+def seed_step(config: AdversarialConfig, step: int) -> None:
+    """Make everything random in this step a function of (seed, step)."""
+    seed = stream(config.seed, "step", step)
+    if on_host(config):
+        torch.default_generator.manual_seed(seed)  # a two-hundredth of the time of torch.manual_seed, which asks every kind of device
+    else:
+        torch.manual_seed(seed)
+
+
 def steps_in_all(config: AdversarialConfig, images: int) -> int:
     """Generator steps of a run on so many training images. Raises UsageError when not even one batch can be filled."""
+    if images < 1:
+        raise UsageError(f"--held-out is {config.held_out}: it leaves no image for training")
     if images < config.batch_size:
         raise UsageError(f"--batch-size is {config.batch_size}, but only {images} images are left for training: use a smaller one")
     steps = max(1, config.epochs * (images // config.batch_size) // config.critic_steps)
@@ -327,6 +338,11 @@ def save(state: State, config: AdversarialConfig, folder: Path, steps: int) -> N
     for name in (METRICS, TIMING):
         sync_file(folder / name)
     checkpoints.save_checkpoint(folder / CHECKPOINTS, state.step, state.tensors(), {"summed": state.summed})
+    prune(folder, config, steps)
+
+
+def prune(folder: Path, config: AdversarialConfig, steps: int) -> None:
+    """Keep the last scheduled checkpoints, and the newest; those that an interruption left go."""
     checkpoints.prune(folder / CHECKPOINTS, config.keep_last, lambda step: due(step, config.checkpoint_every, steps))
 
 
