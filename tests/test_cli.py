@@ -103,7 +103,7 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
         ("train gan --data digits --out OUT --threads 0", "--threads is 0"),
         ("train gan --data digits --out OUT --image-size 0", "image_size: 0"),
         ("train gan --data digits --out OUT --batch-size 1400", "--batch-size is 1400, but only 1350 images are left"),
-        ("train gan --data digits --out OUT --held-out 1500", "0 images are left"),
+        ("train gan --data digits --out OUT --held-out 1500", "--held-out is 1500: it leaves no image"),
         ("sample", "RUN"),
         ("report", "at least one RUN"),
         ("data", "needs one of list, fetch, verify"),

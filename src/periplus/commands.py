@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ class Train(Common):
 
         from periplus.console import TrainingDisplay, note, warn
         from periplus.data import load_data
-        from periplus.training import check_vacant, plan, train
+        from periplus.runs import describe_data
+        from periplus.training import check_vacant, is_finished, plan, train
 
         if self.threads is not None:
             if self.threads < 1:
@@ -86,7 +88,7 @@ class Train(Common):
         if self.dry_run:
             self.tell(dataclasses.asdict(decided), describe_plan(decided, self.out))
             return
-        finished = self.resume and is_finished(self.out, decided.steps)
+        finished = self.resume and is_finished(self.out, decided, describe_data(data, self.data))
         if finished:
             note(f"{self.out} is finished: {decided.steps} steps were done")
         elif not self.json:
@@ -104,15 +106,6 @@ class Train(Common):
             )
         last = run.metrics[-1] if run.metrics else {}
         self.tell({"run": str(self.out), "step": run.step, "steps": decided.steps, "metrics": last}, f"{self.out}: {run.step} steps done")
-
-
-def is_finished(out: Path, steps: int) -> bool:
-    """Whether a run has a checkpoint of its last step (which `train` still verifies)."""
-    from periplus.checkpoints import list_checkpoints
-    from periplus.runs import CHECKPOINTS
-
-    found = list_checkpoints(out / CHECKPOINTS) if (out / CHECKPOINTS).is_dir() else []
-    return bool(found) and int(found[-1].name.removeprefix("step-")) >= steps
 
 
 def train_options(argv: Sequence[str]) -> type[Train]:
@@ -373,5 +366,5 @@ class Study(Common):
         from periplus.study import Settings, make_study
 
         names = {f.name for f in dataclasses.fields(Settings)}
-        files = make_study(Settings(**{k: v for k, v in vars(self).items() if k in names}), command=" ".join(["periplus", *sys.argv[1:]]))
+        files = make_study(Settings(**{k: v for k, v in vars(self).items() if k in names}), command=shlex.join(["periplus", *sys.argv[1:]]))
         self.tell({"files": [str(f) for f in files]}, "\n".join(map(str, files)))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
+
+from periplus.errors import RunError
 
 _LEFTOVER = re.compile(r"\..+\.[0-9]+")
 
@@ -24,6 +28,17 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
         beside.unlink(missing_ok=True)
         raise
     return path
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object from a file that we wrote. Raises RunError that names the file and the remedy where it is absent or something else."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}): {remedy}") from None
+    if not isinstance(record, dict):
+        raise RunError(f"{path} is not what was written there: {remedy}")
+    return record
 
 
 def is_leftover(name: str) -> bool:

@@ -81,12 +81,10 @@ def mean_pairwise_distance(rows: Tensor, tile: int = 2048) -> float:
 
 
 def welch_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of mean(a) - mean(b) for two samples of unequal variance (Welch 1947); infinite where one of them has a single value."""
+    """Interval of mean(a) - mean(b) for two samples of unequal variance (Welch 1947); infinite where one has a single value or neither varies."""
     from scipy import stats
 
-    if min(len(a), len(b)) < 2:
+    if min(len(a), len(b)) < 2 or len(set(a)) == len(set(b)) == 1:  # nothing to estimate a variance from
         return (-math.inf, math.inf)
-    if len(set(a)) == len(set(b)) == 1:  # no spread at all: the difference is what it is
-        return (a[0] - b[0], a[0] - b[0])
     interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(confidence)
     return float(interval.low), float(interval.high)

@@ -21,7 +21,7 @@ from typing import Any
 from periplus.config import nearest
 from periplus.data import load_data
 from periplus.errors import UsageError
-from periplus.files import write_atomically
+from periplus.files import read_json, write_atomically
 from periplus.locks import hold
 from periplus.machine import environment
 from periplus.runs import describe_data, load_run
@@ -51,6 +51,7 @@ def make_study(settings: Settings, command: str, note: Callable[[str], None] | N
     data = load_data(settings.data or "digits", root=settings.data_root, image_size=settings.image_size)
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder, "study"):
+        begin(folder, settings)
         cells = settings.cells(dict.fromkeys(model for question in questions for model in question.models))
         train_cells(cells, settings, say)
         workshop = Workshop(folder, data, {cell.name: load_run(folder / cell.path) for cell in cells}, cells, settings.again, say)
@@ -73,7 +74,25 @@ def answer(question: Question, workshop: Workshop) -> dict[str, Any]:
     """Measure a chapter (or take what was measured from the same inputs before) and draw its figures."""
     workshop.say(f"chapter {question.key}: {question.title}")
     measured = workshop.stage(question.key, workshop.inputs(question.models), lambda: question.measure(workshop))
+    for drawn in (workshop.folder / "figures").glob(f"{question.key}-*"):
+        drawn.unlink()  # figures of seeds that are no longer asked for would stay
+    commands = {cell.name: cell.command for cell in workshop.cells}
+    for record in (*measured["runs"], *measured.get("other", {"runs": ()})["runs"]):
+        record["command"] = commands[record["name"]]  # the study may have moved since it was measured
     return {**measured, "figures": question.draw(measured, workshop)}
+
+
+def begin(folder: Path, settings: Settings) -> None:
+    """Write down what the study is of, or raise UsageError where it was begun as another one."""
+    path = folder / "stages" / "settings.json"
+    now = {name: settings.record()[name] for name in ("preset", "data", "image_size")}
+    if not path.exists():
+        write_atomically(path, json.dumps(now, indent=1) + "\n")
+        return
+    was = read_json(path, "choose another --out")
+    for name, value in now.items():
+        if was.get(name) != value:
+            raise UsageError(f"{folder} was begun with {name} = {was.get(name)!r}, not {value!r}: choose another --out")
 
 
 def chosen(only: tuple[str, ...]) -> list[Question]:
@@ -104,4 +123,5 @@ def earlier_chapters(folder: Path, made_now: set[str]) -> dict[str, Any]:
     path = folder / "results.json"
     if not path.exists():
         return {}
-    return {k: v for k, v in json.loads(path.read_text(encoding="utf-8"))["chapters"].items() if k not in made_now}
+    chapters = read_json(path, "delete it, and it is made again").get("chapters", {})
+    return {k: v for k, v in chapters.items() if k not in made_now}

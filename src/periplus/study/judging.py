@@ -77,9 +77,9 @@ def neighbour_record(run: Run, data: ImageData) -> dict[str, Any]:
     reference = pixels(train.images)
     samples = nearest_distances(run.sample(NEIGHBOUR_SAMPLES, seed=1).flatten(1), reference)
     record: dict[str, Any] = {"neighbour_samples": len(samples), "neighbour_distance": float(samples.median())}
-    if held_out is None:
+    fresh = None if held_out is None else nearest_distances(pixels(held_out.images), reference)
+    if fresh is None or not fresh.median() > 0:  # nothing held out, or data so full of duplicates that the ratio means nothing
         return record | {"neighbour_distance_held_out": None, "neighbour_ratio": None, "neighbour_ratio_interval": None}
-    fresh = nearest_distances(pixels(held_out.images), reference)
     low, high = bootstrap_ratio(samples, fresh, stream(run.config.seed, "bootstrap"))
     return record | {
         "neighbour_distance_held_out": float(fresh.median()),

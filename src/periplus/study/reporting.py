@@ -10,9 +10,9 @@ from typing import Any
 
 from periplus.console import duration, note
 from periplus.data import load_data
-from periplus.errors import RunError, UsageError
+from periplus.errors import UsageError
 from periplus.evaluation import SAMPLES
-from periplus.files import write_atomically
+from periplus.files import read_json, write_atomically
 from periplus.report import Chapter, Figure, Finding, Heading, KeyNumbers, Paragraph, Reference, Report, code, plain, write_html, write_pdf
 from periplus.runs import load_run
 from periplus.study import judging
@@ -30,11 +30,7 @@ REFERENCES = (
 
 def write_report(folder: Path) -> list[Path]:
     """report.pdf and report.html of the study in a folder, from its results.json. Raises RunError where that cannot be read."""
-    path = folder / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunError(f"{path} cannot be read ({error}): make the study again with --resume") from None
+    results = read_json(folder / "results.json", "make the study again with --resume")
     report = build_report(results)
     return [write_pdf(report, folder / "report.pdf", folder), write_html(report, folder / "report.html", folder)]
 

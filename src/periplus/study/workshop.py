@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from periplus.data import ImageData
-from periplus.files import write_atomically
+from periplus.files import read_json, write_atomically
 from periplus.runs import Run
 from periplus.study.settings import Cell
 
@@ -46,8 +46,8 @@ class Workshop:
         path = self.folder / "stages" / f"{name}.json"
         key = {"version": STAGE_VERSION, **inputs}
         if path.exists():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["inputs"] == key:
+            kept = read_json(path, "delete it, and it is measured again")
+            if kept.get("inputs") == key and isinstance(kept.get("result"), dict):
                 return dict(kept["result"])
         result = work()
         write_atomically(path, json.dumps({"inputs": key, "result": result}, indent=1) + "\n")

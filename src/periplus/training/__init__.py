@@ -18,7 +18,7 @@ from periplus import checkpoints
 from periplus.checkpoints import Checkpoint
 from periplus.config import AdversarialConfig, Config, DataRecord, read_config, write_config
 from periplus.data import ImageData, load_data
-from periplus.errors import UsageError
+from periplus.errors import RunError, UsageError
 from periplus.files import discard_leftovers, is_leftover
 from periplus.locks import hold
 from periplus.machine import deterministic, environment, resolve_device, resolve_precision
@@ -113,6 +113,8 @@ def train(
         data, source = load_data(data), source or str(data)
     decided = plan(config, data, networks)
     check_vacant(folder, resume)
+    if resume and is_finished(folder, decided, describe_data(data, source)):
+        return Run(folder, decided.config.device, networks)
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder, f"training {decided.config.model}"):
         start = prepare(folder, decided.config, describe_data(data, source), resume, allow_other_threads, warn)
@@ -134,6 +136,21 @@ def check_vacant(folder: Path, resume: bool) -> None:
         raise UsageError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
     if any(entry.name != ".lock" and not is_leftover(entry.name) for entry in folder.iterdir()):
         raise UsageError(f"{folder} is not empty and not a run: choose another --out")
+
+
+def is_finished(folder: Path, decided: Plan, record: DataRecord) -> bool:
+    """Whether a run has nothing left to do, not even to tidy up. Reads only. Raises UsageError where it is another run than the one asked for."""
+    if not (folder / CONFIG).exists():
+        return False
+    stored = check_same_run(folder, decided.config, record)
+    found = checkpoints.list_checkpoints(folder / CHECKPOINTS)
+    if not found or len(found) > stored.keep_last or int(found[-1].name.removeprefix("step-")) < decided.steps:
+        return False
+    try:
+        checkpoints.verify_checkpoint(found[-1])
+    except RunError:
+        return False
+    return True
 
 
 def prepare(folder: Path, config: AdversarialConfig, record: DataRecord, resume: bool, other_threads: bool, warn: Warn) -> Checkpoint | None:

@@ -89,7 +89,7 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         neighbour_figure(results, "wgan-neighbours"),
         Heading("Side by side"),
         Paragraph(
-            f"Both models had the same generator widths, the same budget of {study['settings']['epochs']} epochs and {len(runs)} seeds. Seeds are "
+            f"Both models had the same generator widths, the same budget of {config['epochs']} epochs and {len(runs)} seeds. Seeds are "
             "the sample: intervals are Welch's for the difference of means over seeds, at 95 % for all rows together."
         ),
         Figure(
