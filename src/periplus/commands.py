@@ -89,9 +89,7 @@ class Train(Common):
             self.tell(dataclasses.asdict(decided), describe_plan(decided, self.out))
             return
         finished = self.resume and is_finished(self.out, decided, describe_data(data, self.data))
-        if finished:
-            note(f"{self.out} is finished: {decided.steps} steps were done")
-        elif not self.json:
+        if not (finished or self.json):
             note(f"{config.model} on {data.name}: {decided.steps} steps of {config.batch_size} images, {decided.config.device}")
         with TrainingDisplay(f"{config.model} {self.out}") as display:
             run = train(
@@ -105,7 +103,8 @@ class Train(Common):
                 warn=warn,
             )
         last = run.metrics[-1] if run.metrics else {}
-        self.tell({"run": str(self.out), "step": run.step, "steps": decided.steps, "metrics": last}, f"{self.out}: {run.step} steps done")
+        outcome = f"{self.out} is finished: {run.step} steps were done; nothing was changed" if finished else f"{self.out}: {run.step} steps done"
+        self.tell({"run": str(self.out), "step": run.step, "steps": decided.steps, "metrics": last}, outcome)
 
 
 def train_options(argv: Sequence[str]) -> type[Train]:
