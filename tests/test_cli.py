@@ -259,7 +259,7 @@ def test_json_is_one_document(trained: Path, call: Call, tmp_path: Path) -> None
 def test_dry_run_writes_nothing(call: Call, tmp_path: Path) -> None:
     answer = call("train", "gan", "--data", "digits", "--out", tmp_path / "run", "--dry-run", "--preset", "sheet")
     assert answer.code == 0 and "nothing was written" in answer.out
-    assert "learning_rate = 0.0001" in answer.out and f"{100 * (1350 // 256)} steps" in answer.out
+    assert "learning_rate = 0.0001" in answer.out and f"{100 * (1350 // 512)} steps" in answer.out
     assert list(tmp_path.iterdir()) == []
 
 

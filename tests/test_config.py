@@ -119,7 +119,7 @@ def test_the_sheets_own_setting():
     sheet = AdversarialConfig.sheet("gan", seed=4)
     assert (sheet.model, sheet.learning_rate, sheet.epochs, sheet.critic_steps, sheet.seed) == ("gan", 1e-4, 100, 1, 4)
     assert AdversarialConfig.sheet("wgan-gp", epochs=2).epochs == 2
-    assert sheet == AdversarialConfig("gan", learning_rate=1e-4, epochs=100, batch_size=256, seed=4)
+    assert sheet == AdversarialConfig("gan", learning_rate=1e-4, epochs=100, batch_size=512, seed=4)
 
 
 # ---- TOML -----------------------------------------------------------------------------------------------------------------------------------------

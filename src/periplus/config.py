@@ -99,9 +99,9 @@ class AdversarialConfig:
     def sheet(cls, model: AdversarialModel, **changes: Any) -> Self:
         """The course sheet's own setting (2a): learning rate 1e-4, 100 epochs, one critic step per generator step.
 
-        The sheet leaves the batch size open: 256 here, which makes its 100 epochs bearable on two cores (23,000 steps on MNIST).
+        The sheet leaves the batch size open: 512 here, the fewest seconds per epoch on two cores (11,500 steps on MNIST).
         """
-        return cls(**{"model": model, "learning_rate": 1e-4, "epochs": 100, "critic_steps": 1, "batch_size": 256, **changes})
+        return cls(**{"model": model, "learning_rate": 1e-4, "epochs": 100, "critic_steps": 1, "batch_size": 512, **changes})
 
     def resolve(self, images: int) -> Self:
         """This configuration with every None filled in, for a data set of so many images. `max_steps` stays None when not given."""
