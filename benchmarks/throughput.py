@@ -2,9 +2,9 @@
 
     python benchmarks/throughput.py --model wgan-gp --data mnist --batch-sizes 64 128 512
 
-Each figure is the median over laps of 25 steps after a warm-up, in one process with the machine's threads (--threads); the same process measures the
-machine's float32 matrix product, 2048 x 2048 x 2048, to hold it against. Batch sizes are taken in turn, three rounds, so that drift of a shared machine
-shows as spread rather than as a difference. Writes benchmarks/results/throughput_MODEL_DATA.json.
+Each figure is the median over laps of 25 steps after a warm-up, in one process with the machine's threads (--threads). The same process measures
+the machine's float32 matrix product, 2048 x 2048 x 2048, to hold it against. Batch sizes are taken in turn, three rounds, so that drift of a shared
+machine shows as spread rather than as a difference. Writes benchmarks/results/throughput_MODEL_DATA.json.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def _timed(work) -> float:
 
 
 def images_per_second(model: str, data: periplus.ImageData, batch_size: int, laps: int) -> list[float]:
-    config = periplus.AdversarialConfig(model, batch_size=batch_size, max_steps=LAP * (laps + 1), log_every=LAP, checkpoint_every=10**9, sample_every=10**9)
+    config = periplus.AdversarialConfig(
+        model, batch_size=batch_size, max_steps=LAP * (laps + 1), log_every=LAP, checkpoint_every=10**9, sample_every=10**9
+    )
     with tempfile.TemporaryDirectory() as folder:
         run = periplus.train(config, data, Path(folder) / "run")
         return [line["images_per_second"] for line in run.timing[1:]]

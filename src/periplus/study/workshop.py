@@ -15,7 +15,7 @@ from periplus.runs import Run
 from periplus.study.settings import Cell
 
 #: Raised when a measurement changes its meaning: results of older versions are then measured again.
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 @dataclass(frozen=True)
