@@ -19,7 +19,7 @@ from periplus.runs import Run, read_environment
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
         "data": "digits",
-        "epochs": 100,
+        "epochs": 60,
         "options": ("--batch-size", "64", "--latent-dim", "16", "--log-every", "25", "--sample-every", "250"),
     },
     "quick": {"data": "mnist", "epochs": 20, "options": ()},
