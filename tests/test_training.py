@@ -841,3 +841,27 @@ def no_stray_warnings() -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("error", UserWarning)
         yield
+
+
+def test_the_critic_is_watched_on_images_of_all_classes() -> None:
+    """Folders of classes come sorted: their first images are all of one class."""
+    digits = load_data("digits")
+    assert digits.labels is not None
+    ordered = digits.subset(digits.labels.argsort())
+    watched = adversarial.some_images(config(), ordered)
+    assert len(watched) == adversarial.WATCHED < len(digits)
+    known = {row.numpy().tobytes(): int(label) for row, label in zip(ordered.images, ordered.labels, strict=True)}
+    assert len({known[row.numpy().tobytes()] for row in watched}) == 10
+
+
+def test_a_generator_alone_is_enough_to_sample(digits: ImageData, tmp_path: Path) -> None:
+    networks = custom_generator(), custom_critic()
+    run = train(config(max_steps=2), digits, tmp_path / "run", networks=networks)
+    assert torch.equal(load_run(tmp_path / "run", networks=custom_generator()).sample(3), run.sample(3))
+
+
+def test_a_batch_normed_critic_is_refused_before_anything_is_made(digits: ImageData, tmp_path: Path) -> None:
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    with pytest.raises(UsageError, match="batch normalisation"):
+        train(config("wgan-gp"), digits, tmp_path / "run", networks=(custom_generator(), critic))
+    assert not (tmp_path / "run").exists()

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in words
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        run(words)
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line_warning
+            run(words)
     except PeriplusError as error:
         if debug:
             raise
@@ -72,6 +75,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             raise
         fail(f"unexpected {type(error).__name__}: {error} (run again with --debug for the traceback, and please report it)", 1)
     sys.exit(0)
+
+
+def _one_line_warning(message: Warning | str, *where: object, **more: object) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

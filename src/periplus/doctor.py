@@ -40,7 +40,7 @@ def software() -> list[Finding]:
 def hardware() -> list[Finding]:
     """Processor, threads, GPU, what `auto` means here, disk."""
     device = machine.resolve_device("auto")
-    native = "native bfloat16" if machine.has_native_bfloat16(device) else "no native bfloat16"
+    native = "--precision bfloat16 is native" if machine.has_native_bfloat16(device) else "bfloat16 is not native"
     free = shutil.disk_usage(".").free
     return [
         Finding(True, "processor", f"{machine.processor()}, {torch.get_num_threads()} threads"),

@@ -24,6 +24,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        error.filename = str(path)  # the name that the user knows
+        raise
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

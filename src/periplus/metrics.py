@@ -88,3 +88,13 @@ def welch_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0
         return (-math.inf, math.inf)
     interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(confidence)
     return float(interval.low), float(interval.high)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean of a few values; infinite for one value, or where they do not vary."""
+    from scipy import stats
+
+    if len(values) < 2 or len(set(values)) == 1:
+        return (-math.inf, math.inf)
+    interval = stats.ttest_1samp(values, 0.0).confidence_interval(confidence)
+    return float(interval.low), float(interval.high)

@@ -35,6 +35,7 @@ from periplus.machine import resolve_device
 from periplus.networks import AdversarialNetworks, ImageShape, MLPCritic, MLPGenerator
 
 Networks = AdversarialNetworks | Sequence[nn.Module] | Mapping[str, nn.Module]
+Decoder = Networks | nn.Module
 
 CONFIG, ENVIRONMENT, METRICS, TIMING, CHECKPOINTS, SAMPLES = (
     "config.toml",
@@ -104,7 +105,7 @@ class Run:
         path: the folder. config: the resolved configuration. data: what it was trained on (name, shape, hash).
     """
 
-    def __init__(self, path: str | os.PathLike[str], device: str = "cpu", networks: Networks | None = None, ema: bool = True) -> None:
+    def __init__(self, path: str | os.PathLike[str], device: str = "cpu", networks: Decoder | None = None, ema: bool = True) -> None:
         self.path = Path(path)
         self.config, self.data = read_config(self.path / CONFIG)
         self.device = resolve_device(device)
@@ -140,7 +141,8 @@ class Run:
         """The generator in evaluation mode: the averaged one (EMA), unless the run was loaded with ema=False."""
         if self._generator is None:
             with torch.random.fork_rng(devices=[]):  # new networks draw weights, from somebody's random numbers: not from the user's
-                module = build_networks(self.config, self.image_shape, self._networks).generator
+                own = self._networks
+                module = own if isinstance(own, nn.Module) else build_networks(self.config, self.image_shape, own).generator
             if self._networks is not None:
                 module = copy.deepcopy(module)  # the user's own module stays as it is
             load_module(module, self.checkpoint, "ema." if self._ema else "generator.")
@@ -155,12 +157,16 @@ class Run:
         return images.reshape(*z.shape[:-1], *self.image_shape)
 
     @torch.no_grad()
-    def sample(self, n: int, seed: int = 0, batch_size: int = 1000) -> Tensor:
-        """n images (n, C, H, W) in [0, 1] from codes z ~ N(0, 1). The same seed gives the same images, and a prefix for a smaller n."""
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """n images (n, C, H, W) in [0, 1] from codes z ~ N(0, 1). The same seed gives the same images, and a prefix for a smaller n.
+
+        Whole blocks are decoded, and the rest cut off: matrix products round differently for different batch sizes.
+        """
         if n < 1:
             raise UsageError(f"n is {n}: at least one sample must be asked for")
-        z = codes(seed, "samples", n, self.config.latent_dim, self.device)
-        return torch.cat([self.decode(batch) for batch in z.split(batch_size)])
+        whole = -(-n // CODE_BLOCK) * CODE_BLOCK
+        z = codes(seed, "samples", whole, self.config.latent_dim, self.device)
+        return torch.cat([self.decode(block) for block in z.split(CODE_BLOCK)])[:n]
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -173,13 +179,13 @@ class Run:
         return read_lines(self.path / TIMING)
 
 
-def load_run(path: str | os.PathLike[str], device: str = "cpu", networks: Networks | None = None, ema: bool = True) -> Run:
+def load_run(path: str | os.PathLike[str], device: str = "cpu", networks: Decoder | None = None, ema: bool = True) -> Run:
     """Open a run folder.
 
     Args:
         path: the folder that `periplus train` or `periplus.train` wrote.
         device: where its networks go: cpu, cuda, auto.
-        networks: one's own (generator, critic), for a run that was trained with them.
+        networks: one's own (generator, critic), or the generator alone, for a run that was trained with them.
         ema: the averaged generator (default) or the last one.
 
     Raises:
@@ -207,7 +213,7 @@ def _warn(message: str) -> None:
 
 def describe_data(data: ImageData, source: str | None = None) -> DataRecord:
     """What a run remembers of its data. `source` is what load_data was given, if that was not the name."""
-    return DataRecord(source or data.name, data.split, len(data), *data.shape, data.content_hash())
+    return DataRecord(source or data.source or data.name, data.split, len(data), *data.shape, data.content_hash())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -37,6 +37,8 @@ class ImageData:
     classes: tuple[str, ...]
     name: str
     split: str
+    source: str | None = None
+    """What `load_data` would find these very images by again: a named set, or an absolute path."""
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -126,7 +128,8 @@ def load_data(
         path = _existing(source)
         loaded, name, split = formats.read_images(path, size), path.resolve().name, "all"
     labels = None if loaded.labels is None else torch.from_numpy(loaded.labels)
-    return ImageData(torch.from_numpy(loaded.images), labels, loaded.classes, name, split)
+    found_by = name if split != "all" or source == "digits" else str(Path(source).expanduser().resolve())
+    return ImageData(torch.from_numpy(loaded.images), labels, loaded.classes, name, split, found_by)
 
 
 def _checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:

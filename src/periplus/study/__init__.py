@@ -24,7 +24,7 @@ from periplus.errors import UsageError
 from periplus.files import read_json, write_atomically
 from periplus.locks import hold
 from periplus.machine import environment
-from periplus.runs import describe_data, load_run
+from periplus.runs import Run, describe_data, load_run, read_environment
 from periplus.study.archive import write_archive
 from periplus.study.cells import train_cells
 from periplus.study.chapters import CHAPTERS
@@ -61,7 +61,7 @@ def make_study(settings: Settings, command: str, note: Callable[[str], None] | N
             "settings": settings.record(),
             "data": vars(describe_data(data, settings.data)),
             "environment": environment("cpu"),
-            "chapters": earlier_chapters(folder, set(chapters)) | chapters,
+            "chapters": earlier_chapters(folder, set(chapters), settings, say) | chapters,
         }
         write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
         files = [*write_report(folder), folder / "results.json"]
@@ -79,7 +79,14 @@ def answer(question: Question, workshop: Workshop) -> dict[str, Any]:
     commands = {cell.name: cell.command for cell in workshop.cells}
     for record in (*measured["runs"], *measured.get("other", {"runs": ()})["runs"]):
         record["command"] = commands[record["name"]]  # the study may have moved since it was measured
+        record["environment"] = trained_in(workshop.runs[record["name"]])
     return {**measured, "figures": question.draw(measured, workshop)}
+
+
+def trained_in(run: Run) -> dict[str, Any]:
+    """What a run's figures depend on beside its configuration: commit, device, threads and torch of the session that began it."""
+    session = (read_environment(run.path) or [{}])[0]
+    return {name: session.get(name) for name in ("commit", "device", "threads")} | {"torch": session.get("versions", {}).get("torch")}
 
 
 def begin(folder: Path, settings: Settings) -> None:
@@ -118,10 +125,19 @@ def check_folder(folder: Path, resume: bool) -> None:
     raise UsageError(f"{folder} is not empty and not a study: choose another --out")
 
 
-def earlier_chapters(folder: Path, made_now: set[str]) -> dict[str, Any]:
-    """Chapters of an earlier session of this study that were not made again now (--only)."""
+def earlier_chapters(folder: Path, made_now: set[str], settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
+    """Chapters of an earlier session of this study that were not made again now (--only), as long as they are of the same runs."""
     path = folder / "results.json"
     if not path.exists():
         return {}
     chapters = read_json(path, "delete it, and it is made again").get("chapters", {})
-    return {k: v for k, v in chapters.items() if k not in made_now}
+    kept = {}
+    for key, chapter in chapters.items():
+        if key in made_now:
+            continue
+        if (chapter["config"]["epochs"], len(chapter["runs"])) == (settings.epochs, settings.seeds):
+            kept[key] = chapter
+        else:
+            was = f"{len(chapter['runs'])} seeds and {chapter['config']['epochs']} epochs"
+            say(f"chapter {key} is of {was}: left out; make it again with --only {key}")
+    return kept

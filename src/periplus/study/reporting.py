@@ -90,9 +90,17 @@ def environment_rows(results: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         ("command", results["command"]),
         ("data", f"{data['source']} ({data['split']}), SHA-256 {data['sha256']}"),
         ("software", versions),
-        ("commit", str(environment["commit"])),
+        ("measured at commit", str(environment["commit"])),
+        ("trained at commit", joined_set(results, "commit")),
+        ("trained on", joined_set(results, "device") + ", threads " + joined_set(results, "threads")),
         ("machine", f"{environment['processor']}, {environment['cores']} cores, {environment['system']}"),
     )
+
+
+def joined_set(results: dict[str, Any], name: str) -> str:
+    """The different values of one fact of the environments in which a study's runs were trained."""
+    runs = [run for chapter in results["chapters"].values() for run in chapter["runs"]]
+    return ", ".join(sorted({str(run["environment"].get(name)) for run in runs if "environment" in run}))
 
 
 # ---- a report of runs -----------------------------------------------------------------------------------------------------------------------
@@ -102,10 +110,17 @@ def report_runs(folders: Sequence[Path], out: Path, data_root: Path | None = Non
     """report.pdf, report.html and report.json of runs, grouped by model. Raises UsageError for runs of different data."""
     runs = [load_run(folder) for folder in folders]
     record = runs[0].data
+    for run in runs:
+        if run.config.architecture == "custom":
+            raise UsageError(f"{run.path} was trained with one's own networks: only Python can sample it, load_run(..., networks=...)")
     for run in runs[1:]:
         if run.data.sha256 != record.sha256:
             raise UsageError(f"{run.path} was trained on '{run.data.source}', {runs[0].path} on '{record.source}': report them apart")
-    data = load_data(record.source, record.split if record.split != "all" else "train", root=data_root, image_size=image_size_of(record))
+    data = load_data(record.source, record.split, root=data_root, image_size=image_size_of(record))
+    if data.content_hash() != record.sha256:
+        raise UsageError(
+            f"{runs[0].path} was trained on other data than '{record.source}' gives now: its images cannot be told apart from held-out ones"
+        )
     out.mkdir(parents=True, exist_ok=True)
     chapters = []
     results: dict[str, Any] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from periplus.config import DataRecord
 from periplus.data.sources import SOURCES
 from periplus.errors import UsageError
+from periplus.machine import cores
 from periplus.runs import Run, read_environment
 
 #: What a preset stands for: data, epochs, and further options of `periplus train`.
@@ -79,7 +79,7 @@ class Settings:
             data=self.data or preset["data"],
             epochs=self.epochs or preset["epochs"],
             seeds=self.seeds or 3,
-            workers=self.workers or os.cpu_count() or 1,
+            workers=self.workers or cores(),
         )
 
     def cells(self, models: Iterable[str]) -> list[Cell]:
@@ -117,7 +117,7 @@ def words_of(run: Run) -> tuple[str, ...]:
     words += ["--image-size", str(size[0])] if size and size[0] == size[1] else []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value == getattr(defaults, field.name) or field.name in ("model", "device", "precision"):
+        if value == getattr(defaults, field.name) or field.name in ("model", "device", "architecture"):
             continue
         option = f"--{field.name.replace('_', '-')}"
         words += [option if value else f"--no-{option[2:]}"] if isinstance(value, bool) else [option, str(value)]

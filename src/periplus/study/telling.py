@@ -75,7 +75,7 @@ def run_table(results: dict[str, Any], label: str) -> Table:
         tuple(tuple(row) for row in rows),
         f"Runs of {results['model']}. Spread: mean pairwise distance of samples over that of the data. Nearest / held-out: median distance to the "
         "nearest training image, samples over held-out images, with its 95 % bootstrap interval. Gap: the critic's mean score of real "
-        "images less that of samples. Time: as it was run here, runs side by side.",
+        "images less that of samples. Smallest class: the interval is that of this class's share alone. Time: as it was run here, no benchmark.",
         runs[0]["command"],
         label=label,
     )
@@ -90,7 +90,13 @@ def collapse_sentence(runs: Sequence[dict[str, Any]]) -> str:
     """How many runs collapsed, by the stated rule, and how close the others came."""
     collapsed = [r["seed"] for r in runs if r["collapsed"]]
     rule = f"a class below {100 * SMALLEST_SHARE:g} % of the samples, or samples less than {SMALLEST_SPREAD:g} times as far apart as the data"
-    count = f"{len(collapsed)} of {len(runs)} runs collapsed" if collapsed else f"None of {len(runs)} runs collapsed"
+    count = (
+        f"{len(collapsed)} of {len(runs)} runs collapsed"
+        if collapsed
+        else f"None of {len(runs)} runs collapsed"
+        if len(runs) > 1
+        else "The run did not collapse"
+    )
     which = f" (seeds {', '.join(map(str, collapsed))})" if collapsed else ""
     spread = f"the spread is {joined([r['spread'] for r in runs])} of the data's"
     if runs[0]["smallest_share"] is None:

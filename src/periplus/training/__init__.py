@@ -119,11 +119,17 @@ def train(
     with hold(folder, f"training {decided.config.model}"):
         start = prepare(folder, decided.config, describe_data(data, source), resume, allow_other_threads, warn)
         if start is None or start.step < decided.steps:
-            with torch.random.fork_rng(), deterministic(decided.config.device):
+            with torch.random.fork_rng(devices=cuda_index(decided.config.device)), deterministic(decided.config.device):
                 torch.manual_seed(stream(config.seed, "networks"))
                 built = build_networks(decided.config, data.shape, networks)
                 train_adversarial(decided.config, data, folder, built, start, on_progress)
     return Run(folder, decided.config.device, networks)
+
+
+def cuda_index(device: str) -> list[int]:
+    """The GPU whose random state a run on this device disturbs, if any."""
+    chosen = torch.device(device)
+    return [] if chosen.type != "cuda" else [chosen.index if chosen.index is not None else torch.cuda.current_device()]
 
 
 def check_vacant(folder: Path, resume: bool) -> None:

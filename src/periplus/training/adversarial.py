@@ -35,6 +35,7 @@ from periplus.training.interruption import StopRequest
 #: What a step measures; metrics.jsonl holds the means since the line before.
 MEASURES = ("critic_loss", "generator_loss", "penalty", "real_score", "fake_score", "critic_gradient_norm", "generator_gradient_norm")
 GRID_IMAGES = 64
+WATCHED = 256
 CALIBRATION_CODES = 2000
 
 
@@ -251,7 +252,7 @@ def train_adversarial(
     state = new_state(config, networks, config.device)
     if resume is not None:
         state.restore(resume)
-    watch = CriticWatch(config, batches.images, None if held_out is None else held_out.images.to(config.device))
+    watch = CriticWatch(config, some_images(config, train_data), None if held_out is None else some_images(config, held_out))
     clock = Clock(folder, config, len(train_data), state.step)
     healthy = torch.ones((), dtype=torch.bool, device=config.device)
 
@@ -271,6 +272,7 @@ def train_adversarial(
             if due(state.step, config.log_every, steps):
                 log(state, watch, clock, folder, steps, on_progress)
             if due(state.step, config.sample_every, steps):
+                check_finite(healthy, step, folder)
                 save_samples(state, config, folder)
             if due(state.step, config.checkpoint_every, steps) or stop.requested:
                 check_finite(healthy, step, folder)
@@ -375,7 +377,8 @@ def log(state: State, watch: CriticWatch, clock: Clock, folder: Path, steps: int
 class CriticWatch:
     """The critic on data it trains on and on data it never sees: E D(x) - E D(G(z)) for both. A gap between the two is overfitting.
 
-    Up to 256 images each, the critic in evaluation mode, fakes from fixed codes of the generator as it is.
+    Up to 256 images each, drawn by seed (data may be sorted by class), the critic in evaluation mode, fakes from fixed codes of the generator as it
+    is.
     """
 
     config: AdversarialConfig
@@ -386,12 +389,18 @@ class CriticWatch:
     def __call__(self, state: State) -> dict[str, float]:
         if self.held_out is None:
             return {}
-        parts = [to_float(images[:256]) for images in (self.train_images, self.held_out)]
+        parts = [to_float(images) for images in (self.train_images, self.held_out)]
         with evaluation_mode(state.generator, state.critic):
-            parts.append(state.generator(codes(self.config.seed, "watch", 256, self.config.latent_dim, self.config.device)))
+            parts.append(state.generator(codes(self.config.seed, "watch", WATCHED, self.config.latent_dim, self.config.device)))
             train, held_out, fake = (state.critic(x).mean() for x in parts)
         gaps = torch.stack([train - fake, held_out - fake]).tolist()
         return dict(zip(("critic_gap_train", "critic_gap_held_out"), gaps, strict=True))
+
+
+def some_images(config: AdversarialConfig, data: ImageData) -> Tensor:
+    """Up to WATCHED images of a set, drawn by seed, on the device."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(stream(config.seed, "watch", len(data))))
+    return data.images[order[:WATCHED]].to(config.device)
 
 
 @contextlib.contextmanager
@@ -444,6 +453,8 @@ def check_networks(networks: AdversarialNetworks, config: AdversarialConfig, ima
         if not bool(((images >= 0) & (images <= 1)).all()):
             raise UsageError("the generator returned values outside [0, 1]: end it with a sigmoid")
         objectives.check_scores(_try("the critic", networks.critic, images, "images"), 2)
+    if config.model == "wgan-gp" and has_batch_norm(networks.critic):
+        raise UsageError(objectives.MIXING.format(why=" (batch normalisation)"))
     for name, module in networks._asdict().items():
         if not any(p.requires_grad for p in module.parameters()):
             raise UsageError(f"the {name} has no trainable parameters: there is nothing to train")

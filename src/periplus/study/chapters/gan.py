@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
+from periplus import metrics
 from periplus.report import Block, Command, Equation, Figure, Finding, Heading, Paragraph, plain
 from periplus.study import judging
 from periplus.study.question import Figures, Question, Results
@@ -142,15 +145,8 @@ def conclusion(results: Results) -> str:
     """What the runs say, computed from them."""
     runs = results["runs"]
     parts = [collapse_sentence(runs)]
-    gaps = [r["last_metrics"].get("critic_gap_held_out") for r in runs]
-    if all(g is not None for g in gaps):
-        train = judging.mean([r["last_metrics"]["critic_gap_train"] for r in runs])
-        held_out = judging.mean(gaps)
-        more = train - held_out > 0.2 * abs(held_out)
-        parts.append(
-            f"At the end the discriminator's lead is {number(train)} on images that it trains on and {number(held_out)} on held-out ones (means over "
-            f"seeds){': it has begun to learn its training images by heart' if more else ': it does not tell the two apart'}."
-        )
+    if all("critic_gap_held_out" in r["last_metrics"] for r in runs):
+        parts.append(overfitting_sentence(runs))
     ratios = [r["neighbour_ratio"] for r in runs]
     if all(r is not None for r in ratios):
         low, high = min(r["neighbour_ratio_interval"][0] for r in runs), max(r["neighbour_ratio_interval"][1] for r in runs)
@@ -166,6 +162,18 @@ def conclusion(results: Results) -> str:
             f"{number(low)} to {number(high)})."
         )
     return " ".join(parts)
+
+
+def overfitting_sentence(runs: Sequence[dict[str, Any]]) -> str:
+    """Whether the discriminator's lead is larger on images that it trains on than on held-out ones; seeds are the sample."""
+    train, held_out = ([r["last_metrics"][f"critic_gap_{part}"] for r in runs] for part in ("train", "held_out"))
+    low, high = metrics.mean_interval([a - b for a, b in zip(train, held_out, strict=True)])
+    told = f"At the end the discriminator's lead is {number(judging.mean(train))} on training and {number(judging.mean(held_out))} on held-out images"
+    if math.isinf(low):
+        return f"{told}; one seed cannot tell whether the difference is more than chance."
+    interval = f"the difference has the 95 % interval {number(low)} to {number(high)} over seeds"
+    verdict = "it has begun to learn its training images by heart" if low > 0 else "these seeds cannot tell it from none"
+    return f"{told}: {interval}; {verdict}."
 
 
 QUESTION = Question(

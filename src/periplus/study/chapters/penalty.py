@@ -80,7 +80,8 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Figure(
             results["figures"]["curves"]["path"],
             "Training of the WGAN-GP, every seed a thin line. The gap $EE D(x) - EE D(G(z))$ on held-out images is the critic's estimate of the "
-            "distance, from images that it has not seen; as long as it falls, samples are getting closer.",
+            "distance, from images that it has not seen; while it falls, samples are, "
+            "roughly, getting closer (its unit is the critic's slope, which the penalty holds near one).",
             results["figures"]["curves"]["command"],
             "Curves of losses, gap, penalty and gradient norm against epochs",
             label="wgan-curves",
@@ -138,8 +139,6 @@ def conclusion(results: Results) -> str:
     if open_rows:
         seeds = len(results["runs"])
         parts.append(f"With {seeds} seed{'s' * (seeds != 1)} this study *cannot tell* them apart in: {'; '.join(row['title'] for row in open_rows)}.")
-    seconds = [judging.mean([r["seconds"] for r in model["runs"]]) for model in (results, results["other"])]
-    parts.append(f"A WGAN-GP run took {seconds[0] / seconds[1]:.2f} times as long as a GAN run, both as they were run here.")
     return " ".join(parts)
 
 
