@@ -36,13 +36,17 @@ def rows(results: dict) -> list[str]:
     return lines
 
 
+def trained_at(results: dict) -> str:
+    return ", ".join(sorted({run["environment"]["commit"] for key in ("2a", "2b") for run in results["chapters"][key]["runs"]}))
+
+
 def table(results: dict) -> str:
     data, settings = results["data"], results["settings"]
     run = results["chapters"]["2a"]["runs"][0]
     error = run["classifier_error"]
     head = (
         f"{data['source']}, `mlp`, defaults, {settings['epochs']} epochs, {settings['seeds']} seeds, {run['samples']:,} samples of each run; made by "
-        f"`{results['command']}`, commit {results['environment']['commit']}:\n\n"
+        f"`{results['command']}`, trained at commits {trained_at(results)}, measured at {results['environment']['commit']}:\n\n"
         "| model | seed | collapsed | smallest class, % (95 % interval) | spread | nearest / held-out (95 % interval) |\n"
         "| --- | ---: | --- | ---: | ---: | ---: |\n"
     )
