@@ -9,9 +9,11 @@
 The names below are the front door; the rooms behind it are listed in CONTRIBUTING.md.
 """
 
-from periplus.config import AdversarialConfig
+from periplus.channels import EchoChannel, GaussianChannel
+from periplus.config import AdversarialConfig, AutoencoderConfig
 from periplus.data import ImageData, load_data
 from periplus.errors import DataError, Interrupted, NonFiniteError, PeriplusError, RunError, UsageError
+from periplus.information import MarginalRate, marginal_rate
 from periplus.objectives import gradient_penalty
 from periplus.runs import Run, load_run
 from periplus.training import train
@@ -20,9 +22,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdversarialConfig",
+    "AutoencoderConfig",
     "DataError",
+    "EchoChannel",
+    "GaussianChannel",
     "ImageData",
     "Interrupted",
+    "MarginalRate",
     "NonFiniteError",
     "PeriplusError",
     "Run",
@@ -31,5 +37,6 @@ __all__ = [
     "gradient_penalty",
     "load_data",
     "load_run",
+    "marginal_rate",
     "train",
 ]

@@ -35,10 +35,11 @@ class Command:
 def commands() -> dict[str, Command]:
     """All commands, in the order of `periplus --help`. Imports what parsing needs; heavy rooms are opened by the command itself."""
     from periplus import commands as rooms
+    from periplus.config import MODELS
 
     return {
         "study": Command("the whole course sheet: train, measure, report.pdf, report.html, results.json", lambda argv: rooms.Study),
-        "train": Command("train one model into a run folder", rooms.train_options, rooms.MODELS),
+        "train": Command("train one model into a run folder", rooms.train_options, tuple(MODELS)),
         "sample": Command("images from a run: a PNG grid, or an .npz", lambda argv: rooms.Sample),
         "report": Command("report.pdf and report.html of one or more runs", lambda argv: rooms.Report),
         "data": Command("data sets: list, fetch, verify", rooms.data_options, ("list", "fetch", "verify")),

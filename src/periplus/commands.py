@@ -11,7 +11,7 @@ import inspect
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -19,12 +19,21 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 from tyro.conf import Positional, arg
 
-from periplus.config import ADVERSARIAL_DEFAULTS, AdversarialConfig, AdversarialModel, nearest
+from periplus.config import MODELS, AdversarialConfig, AutoencoderConfig, Config, config_for, nearest
 from periplus.errors import UsageError
 
-MODELS: tuple[str, ...] = get_args(AdversarialModel)
 #: Configuration fields that a model has no use for, and so no option.
-NOT_FOR: dict[str, tuple[str, ...]] = {"gan": ("penalty_weight",), "wgan-gp": ("generator_loss",)}
+NOT_FOR: dict[str, tuple[str, ...]] = {
+    "gan": ("penalty_weight",),
+    "wgan-gp": ("generator_loss",),
+    "vae": ("clip",),
+    "echo": ("rate", "estimator"),
+}
+PRESETS: dict[str, Callable[[str], Config]] = {
+    "default": lambda model: config_for(model),
+    "sheet": lambda model: AdversarialConfig.sheet(model),  # type: ignore[arg-type]
+    "paper": lambda model: AutoencoderConfig.paper(model=model),
+}
 
 
 @dataclass(frozen=True)
@@ -53,17 +62,23 @@ class Train(Common):
     out: Annotated[Path, arg(help="The run folder to make.")]
     image_size: Annotated[int | None, arg(help="Resize images to squares of so many pixels.")] = None
     data_root: Annotated[Path | None, arg(help="Where named sets are looked for first; else $PERIPLUS_DATA, else the cache.")] = None
-    preset: Annotated[Literal["default", "sheet"], arg(help="sheet: the course sheet's setting (learning rate 1e-4, 100 epochs, 1:1).")] = "default"
+    preset: Annotated[
+        Literal["default", "sheet", "paper"],
+        arg(
+            help="sheet (gan, wgan-gp): the course sheet's setting, learning rate 1e-4, 100 epochs, 1:1. paper (vae, echo): architecture and protocol of "
+            "the echo paper, 200 epochs."
+        ),
+    ] = "default"
     resume: Annotated[bool, arg(help="Go on with the run in --out; options left out are those of the run.")] = False
     threads: Annotated[int | None, arg(help="Threads of one operation; part of what makes a run repeatable to the bit.")] = None
     allow_other_threads: Annotated[bool, arg(help="Resume with another thread count, giving up the same bits.")] = False
     dry_run: Annotated[bool, arg(help="Say what would be done, and write nothing.")] = False
     fast_dev_run: Annotated[bool, arg(help="Three steps through every part of the machinery, to see that all of it works.")] = False
 
-    def config(self) -> AdversarialConfig:
+    def config(self) -> Config:
         """The configuration among the options."""
-        names = [f.name for f in dataclasses.fields(AdversarialConfig)]
-        config = AdversarialConfig(**{k: getattr(self, k) for k in names if hasattr(self, k)})
+        kind = MODELS[self.model]  # type: ignore[attr-defined]
+        config = kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind) if hasattr(self, f.name)})
         if self.fast_dev_run:
             config = dataclasses.replace(config, max_steps=3, log_every=1, sample_every=2, checkpoint_every=2)
         return config
@@ -112,8 +127,8 @@ def train_options(argv: Sequence[str]) -> type[Train]:
     model = argv[0]
     if model not in MODELS:
         raise UsageError(f"unknown model '{model}'{nearest(model, MODELS)}: known are {', '.join(MODELS)}")
-    defaults = AdversarialConfig.sheet(model) if _value_of(argv, "--preset") == "sheet" else AdversarialConfig(model=model)  # type: ignore[arg-type]
-    changes: dict[str, Any] = {k: v for k, v in ADVERSARIAL_DEFAULTS[model].items() if getattr(defaults, k) is None}
+    defaults = preset_config(model, _value_of(argv, "--preset") or "default")
+    changes = {k: v for k, v in defaults.defaults.items() if getattr(defaults, k) is None} if isinstance(defaults, AdversarialConfig) else {}
     data: Any = dataclasses.MISSING
     if "--resume" in argv and (out := _value_of(argv, "--out")) is not None:
         from periplus.training import stored_config
@@ -126,18 +141,31 @@ def train_options(argv: Sequence[str]) -> type[Train]:
     return _options_from(dataclasses.replace(defaults, **changes), data)
 
 
-def _options_from(defaults: AdversarialConfig, data: Any) -> type[Train]:
-    hints, documents = get_type_hints(AdversarialConfig), attribute_documents(AdversarialConfig)
+def preset_config(model: str, preset: str) -> Config:
+    """A model's configuration by preset. Raises UsageError where the preset is not for this kind of model."""
+    kinds = {"sheet": AdversarialConfig, "paper": AutoencoderConfig}
+    if preset not in PRESETS:
+        raise UsageError(f"--preset is '{preset}': use one of {', '.join(PRESETS)}")
+    if not issubclass(MODELS[model], kinds.get(preset, MODELS[model])):
+        raise UsageError(f"--preset {preset} is not for '{model}': it is for {', '.join(m for m, kind in MODELS.items() if kind is kinds[preset])}")
+    return PRESETS[preset](model)
+
+
+def _options_from(defaults: Config, data: Any) -> type[Train]:
+    kind = type(defaults)
+    hints, documents = get_type_hints(kind), attribute_documents(kind)
     fields: list[Any] = []
     if data is not dataclasses.MISSING:
         fields.append(("data", get_type_hints(Train, include_extras=True)["data"], dataclasses.field(default=data)))
-    for f in dataclasses.fields(AdversarialConfig):
+    for f in dataclasses.fields(kind):
         if f.name in NOT_FOR[defaults.model]:
             continue
         default = getattr(defaults, f.name)
         hint: Any = hints[f.name] if default is None else _without_none(hints[f.name])
         if f.name == "model":  # the word after 'train' says it
             hint = Annotated[hint, tyro.conf.Suppress]
+        if f.name == "rate":  # a vae's: echo has only one
+            hint = Literal["prior", "marginal"] | None
         if f.name == "architecture":  # one's own modules come through Python
             hint = Literal[tuple(a for a in get_args(hint) if a != "custom" or default == "custom")]
         fields.append((f.name, Annotated[hint, arg(help=documents.get(f.name, ""))], dataclasses.field(default=default)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import sys
 import tomllib
 import types
@@ -22,6 +23,7 @@ from periplus.files import write_atomically
 
 T = typing.TypeVar("T")
 AdversarialModel = Literal["gan", "wgan-gp"]
+AutoencoderModel = Literal["vae", "echo"]
 
 #: What a None in AdversarialConfig stands for, by model. Measured choices: LOG.md says what else was tried and how it failed.
 ADVERSARIAL_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -103,14 +105,149 @@ class AdversarialConfig:
         """
         return cls(**{"model": model, "learning_rate": 1e-4, "epochs": 100, "critic_steps": 1, "batch_size": 512, **changes})
 
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of real images that one step of the run takes."""
+        return self.critic_steps
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What a None stands for in a configuration of this model."""
+        return ADVERSARIAL_DEFAULTS[self.model]
+
     def resolve(self, images: int) -> Self:
         """This configuration with every None filled in, for a data set of so many images. `max_steps` stays None when not given."""
-        defaults = ADVERSARIAL_DEFAULTS[self.model] | {"held_out": min(1000, images // 10)}
-        return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+        return _fill_in(self, images)
 
 
-Config = AdversarialConfig  # a union, once there is an AutoencoderConfig
-KINDS: dict[str, type[Config]] = {"adversarial": AdversarialConfig}
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Everything that decides an autoencoder's training run: loss = distortion + beta * rate, nats per example, sums over pixels."""
+
+    model: AutoencoderModel = "vae"
+    """vae: a Gaussian channel (Kingma and Welling 2014). echo: echo noise (Brekelmans et al. 2019)."""
+    rate: Literal["prior", "marginal", "echo"] | None = None
+    """vae only. prior: KL[q(z|x) || N(0, 1)], the beta-VAE. marginal: a minibatch estimate of KL[q(z|x) || q(z)], the rate itself."""
+    beta: float = 1.0
+    """Weight of the rate: nats of distortion paid for a nat of rate."""
+    estimator: Literal["stratified", "leave-one-out", "mixture"] | None = None
+    """rate marginal only: how q(z) is estimated from the batch (periplus.information.batch_rate tells the bias of each)."""
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    """bernoulli: cross-entropy, grey pixels as they are. gaussian: squared error / (2 sigma^2)."""
+    sigma: float | None = None
+    """gaussian only: the fixed standard deviation of a pixel; by default 1/sqrt(2), so that the distortion is the squared error."""
+    epochs: int = 20
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per step."""
+    latent_dim: int = 32
+    """Dimension of the code z."""
+    architecture: Literal["mlp", "conv", "echo-paper", "linear", "custom"] = "mlp"
+    """mlp: fully connected. conv: two strided convolutions. echo-paper: that of Brekelmans et al. linear: both halves affine. custom: networks=."""
+    hidden: int = 512
+    """Units of a hidden layer (mlp), of the fully connected layer (conv)."""
+    depth: int = 1
+    """Hidden layers of the mlp, encoder and decoder each."""
+    clip: float | None = None
+    """echo only: upper limit r of the scale s, in the sampler and in the rate; the rate cannot fall below -latent_dim ln r."""
+    learning_rate: float = 1e-3
+    """Adam's step size, at the start."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """How the step size goes on: as it is, or down to zero along half a cosine."""
+    beta1: float = 0.9
+    """Adam's first decay."""
+    beta2: float = 0.999
+    """Adam's second decay."""
+    held_out: int | None = None
+    """Images drawn by seed and kept out of training, to watch overfitting; a tenth of the data, at most 1000."""
+    seed: int = 0
+    """Of weights, batches, noise and everything else that is random."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:N."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: float32, until bfloat16 is measured to be as good where the machine multiplies it natively. bfloat16: autocast."""
+    max_steps: int | None = None
+    """Stop after so many steps, whatever the epochs say."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    sample_every: int = 500
+    """Steps between grids of samples and reconstructions."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; there is always one at the end and one at an interruption."""
+    keep_last: int = 2
+    """Scheduled checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("epochs", "latent_dim", "hidden", "depth", "log_every", "sample_every", "checkpoint_every", "keep_last"):
+            _check(self, name, getattr(self, name) >= 1, "at least 1")
+        _check(self, "batch_size", self.batch_size >= 2, "at least 2")
+        _check(self, "learning_rate", self.learning_rate > 0, "positive")
+        _check(self, "beta", self.beta >= 0, "zero or more")
+        _check(self, "sigma", self.sigma is None or self.sigma > 0, "positive")
+        _check(self, "clip", self.clip is None or 0.985 <= self.clip < 1, "in [0.985, 1)")
+        for name in ("beta1", "beta2"):
+            _check(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        _check(self, "held_out", self.held_out is None or self.held_out >= 0, "zero or more")
+        _check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
+        _check(self, "seed", 0 <= self.seed < 2**63, "in [0, 2^63)")
+        _check(self, "rate", self.rate is None or (self.rate == "echo") == (self.model == "echo"), f"left out for '{self.model}', or one of its own")
+
+    @classmethod
+    def paper(cls, **changes: Any) -> Self:
+        """The protocol of Brekelmans et al. 2019, from their configuration files: 32 dimensions, batch 100, 200 epochs, Adam 3e-4, convolutions.
+
+        Two things differ, because theirs were defects: the clip of the scale (0.99 here for sampler and rate; 0.8526 and 0.8359 there, which puts
+        5.7 nats under every rate) and the learning rate's schedule (constant; theirs rose where it should have fallen).
+        """
+        setting = {"model": "echo", "architecture": "echo-paper", "latent_dim": 32, "batch_size": 100, "epochs": 200, "learning_rate": 3e-4}
+        return cls(**{**setting, **changes})
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of images that one step of the run takes."""
+        return 1
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What a None stands for in a configuration of this model."""
+        chosen = dict(AUTOENCODER_DEFAULTS[self.model])
+        if (self.rate or chosen["rate"]) == "marginal":
+            chosen["estimator"] = "stratified"
+        if self.likelihood == "gaussian":
+            chosen["sigma"] = math.sqrt(0.5)
+        return chosen
+
+    def resolve(self, images: int) -> Self:
+        """This configuration with every None filled in, for a data set of so many images. `max_steps` stays None when not given."""
+        return _fill_in(self, images)
+
+
+#: What a None in AutoencoderConfig stands for, by model.
+AUTOENCODER_DEFAULTS: dict[str, dict[str, Any]] = {"vae": {"rate": "prior"}, "echo": {"rate": "echo", "clip": 0.99}}
+
+Config = AdversarialConfig | AutoencoderConfig
+KINDS: dict[str, type[Config]] = {"adversarial": AdversarialConfig, "autoencoder": AutoencoderConfig}
+#: Every model, with the configuration it is trained by.
+MODELS: dict[str, type[Config]] = {
+    **dict.fromkeys(typing.get_args(AdversarialModel), AdversarialConfig),
+    **dict.fromkeys(typing.get_args(AutoencoderModel), AutoencoderConfig),
+}
+
+
+def config_for(model: str, **values: Any) -> Config:
+    """The configuration of a model by name. Raises UsageError for an unknown one."""
+    if model not in MODELS:
+        raise UsageError(f"unknown model '{model}'{nearest(model, MODELS)}: known are {', '.join(MODELS)}")
+    return MODELS[model](model=model, **values)  # type: ignore[arg-type]
+
+
+C = typing.TypeVar("C", bound=Config)
+
+
+def _fill_in(config: C, images: int) -> C:
+    known = config.defaults | {"held_out": min(1000, images // 10)}
+    return dataclasses.replace(config, **{k: v for k, v in known.items() if getattr(config, k) is None})
 
 
 def _check(config: Any, name: str, holds: bool, rule: str) -> None:

@@ -1,4 +1,13 @@
-"""Adversarial losses and the gradient penalty.
+"""Losses: distortions of autoencoders, adversarial losses and the gradient penalty.
+
+Rate and distortion, nats per example, summed over pixels; image x, decoder's output G(z), channel q(z|x):
+
+    loss       L = D + beta R                                                         (Higgins et al. 2017, eq. 4; Alemi et al. 2018, eq. 9)
+    Bernoulli  D = - sum_i [x_i ln p_i + (1 - x_i) ln(1 - p_i)],  p = sigmoid(G(z))   (grey pixels as they are: then D >= their own entropy)
+    Gaussian   D = |x - G(z)|^2 / (2 sigma^2)                                         (the squared error for sigma^2 = 1/2)
+
+The Gaussian's constant, n/2 ln(2 pi sigma^2), depends on nothing that is trained and is left out of D; likelihoods put it back. The rates R are in
+`periplus.channels`, next to the noise that they are the price of.
 
 Notation: critic (or discriminator) D: image -> score, generator G: code -> image, real images x, fakes G(z).
 
@@ -19,6 +28,7 @@ file, and nothing here calls `.backward()`.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -32,6 +42,27 @@ Critic = Callable[[Tensor], Tensor]
 
 #: Inside the square root of a gradient norm: keeps its derivative finite where the gradient is exactly zero.
 NORM_EPSILON = 1e-12
+
+
+def bernoulli_distortion(logits: Tensor, images: Tensor) -> Tensor:
+    """-log p(x|z) of a Bernoulli decoder, (B,) in nats, summed over channels and pixels.
+
+    Args:
+        logits: (B, ...), the decoder's output before the sigmoid; images: the same shape, in [0, 1].
+
+    Equals softplus(l) - x l per pixel, which neither overflows nor loses digits. Leading dimensions but the first are summed over.
+    """
+    return softplus(logits).flatten(1).sum(1) - (logits * images).flatten(1).sum(1)
+
+
+def gaussian_distortion(mean: Tensor, images: Tensor, sigma: float) -> Tensor:
+    """|x - mean|^2 / (2 sigma^2), (B,) in nats: -log p(x|z) of a Gaussian decoder without its constant (`gaussian_constant`)."""
+    return (images - mean).flatten(1).square().sum(1) / (2 * sigma**2)
+
+
+def gaussian_constant(pixels: int, sigma: float) -> float:
+    """n/2 ln(2 pi sigma^2): what `gaussian_distortion` leaves out of -log p(x|z), in nats."""
+    return pixels / 2 * math.log(2 * math.pi * sigma**2)
 
 
 def gan_discriminator_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:

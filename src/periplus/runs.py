@@ -26,16 +26,20 @@ import torch
 from torch import Tensor, nn
 
 from periplus import checkpoints
+from periplus.autoencoders import AutoencoderNetworks, build_autoencoder
+from periplus.channels import EchoChannel, GaussianChannel
 from periplus.checkpoints import Checkpoint
-from periplus.config import AdversarialConfig, Config, DataRecord, read_config
+from periplus.config import AdversarialConfig, AutoencoderConfig, Config, DataRecord, read_config
 from periplus.data import ImageData
 from periplus.errors import RunError, UsageError
 from periplus.files import write_atomically
 from periplus.machine import resolve_device
 from periplus.networks import AdversarialNetworks, ImageShape, MLPCritic, MLPGenerator
 
-Networks = AdversarialNetworks | Sequence[nn.Module] | Mapping[str, nn.Module]
+BuiltNetworks = AdversarialNetworks | AutoencoderNetworks
+Networks = BuiltNetworks | Sequence[nn.Module] | Mapping[str, nn.Module]
 Decoder = Networks | nn.Module
+PAIRS: dict[type[Config], type[BuiltNetworks]] = {AdversarialConfig: AdversarialNetworks, AutoencoderConfig: AutoencoderNetworks}
 
 CONFIG, ENVIRONMENT, METRICS, TIMING, CHECKPOINTS, SAMPLES = (
     "config.toml",
@@ -48,6 +52,7 @@ CONFIG, ENVIRONMENT, METRICS, TIMING, CHECKPOINTS, SAMPLES = (
 
 
 CODE_BLOCK = 256
+ENCODE_BLOCK = 1000
 
 
 # ---- randomness as a function -------------------------------------------------------------------------------------------------------------
@@ -69,30 +74,58 @@ def codes(seed: int, name: str, count: int, latent_dim: int, device: str | torch
     return torch.cat(blocks)[:count].to(device)
 
 
+def marginal_codes(channel: GaussianChannel | EchoChannel, mean: Tensor, log_scale: Tensor, n: int, seed: int) -> Tensor:
+    """n codes (n, d) from q(z) over a bank of encodings (M, d), in whole passes over the bank, each a function of (seed, number)."""
+    passes = []
+    for k in range(-(-n // len(mean))):
+        generator = torch.Generator().manual_seed(stream(seed, "marginal", k))
+        z = channel.sample(mean, log_scale, generator)
+        passes.append(z[torch.randperm(len(mean), generator=generator)])
+    return torch.cat(passes)[:n]
+
+
 # ---- networks -----------------------------------------------------------------------------------------------------------------------------
 
 
-def build_networks(config: AdversarialConfig, image_shape: ImageShape, networks: Networks | None = None) -> AdversarialNetworks:
+def build_networks(config: Config, image_shape: ImageShape, networks: Networks | None = None) -> BuiltNetworks:
     """The networks that a resolved configuration asks for, or one's own, as a pair."""
     if networks is not None:
-        return as_networks(networks)
+        return as_networks(networks, config)
     if config.architecture == "custom":
-        raise UsageError("this run has architecture 'custom': pass the modules it was trained with as networks=(generator, critic)")
+        pair = ", ".join(PAIRS[type(config)]._fields)
+        raise UsageError(f"this run has architecture 'custom': pass the modules it was trained with as networks=({pair})")
+    if isinstance(config, AutoencoderConfig):
+        return build_autoencoder(
+            config.architecture,
+            image_shape,
+            config.latent_dim,
+            hidden=config.hidden,
+            depth=config.depth,
+            clip=config.clip,
+            sigmoid=config.likelihood == "gaussian",
+        )
     return AdversarialNetworks(
         MLPGenerator(config.latent_dim, image_shape, batch_norm=bool(config.generator_batch_norm)),
         MLPCritic(image_shape, dropout=config.critic_dropout or 0.0),
     )
 
 
-def as_networks(networks: Networks) -> AdversarialNetworks:
-    """(generator, critic) from a pair or from a mapping with these keys. Raises UsageError for anything else."""
+def as_networks(networks: Networks, config: Config) -> BuiltNetworks:
+    """(generator, critic) or (encoder, decoder) from a pair or from a mapping with these keys. Raises UsageError for anything else."""
+    kind = PAIRS[type(config)]
+    first, second = kind._fields
     try:
-        pair = (networks["generator"], networks["critic"]) if isinstance(networks, Mapping) else tuple(networks)
+        pair = (networks[first], networks[second]) if isinstance(networks, Mapping) else tuple(networks)
     except (KeyError, TypeError):
         pair = ()
     if len(pair) != 2 or not all(isinstance(m, nn.Module) for m in pair):
-        raise UsageError("networks must be a pair (generator, critic) of torch modules, or a mapping with the keys 'generator' and 'critic'")
-    return AdversarialNetworks(*pair)
+        raise UsageError(f"networks must be a pair ({first}, {second}) of torch modules, or a mapping with the keys '{first}' and '{second}'")
+    return kind(*pair)
+
+
+def channel_of(config: AutoencoderConfig) -> GaussianChannel | EchoChannel:
+    """The noise between encoder and decoder."""
+    return GaussianChannel() if config.clip is None else EchoChannel(clip=config.clip)
 
 
 # ---- the reading side ---------------------------------------------------------------------------------------------------------------------
@@ -112,7 +145,7 @@ class Run:
         self._networks = networks
         self._ema = ema
         self._checkpoint: Checkpoint | None = None
-        self._generator: nn.Module | None = None
+        self._modules: dict[str, nn.Module] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, model={self.config.model!r}, data={self.data.source!r})"
@@ -133,40 +166,95 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Generator steps done at the newest checkpoint."""
+        """Steps done at the newest checkpoint."""
         return self.checkpoint.step
+
+    def _load(self, part: str, prefix: str) -> nn.Module:
+        """One of the run's networks (a field of its pair) with the weights under a prefix of the checkpoint, in evaluation mode."""
+        if part not in self._modules:
+            with torch.random.fork_rng(devices=[]):  # new networks draw weights, from somebody's random numbers: not from the user's
+                own = self._networks
+                module = own if isinstance(own, nn.Module) else getattr(build_networks(self.config, self.image_shape, own), part)
+            if self._networks is not None:
+                module = copy.deepcopy(module)  # the user's own module stays as it is
+            load_module(module, self.checkpoint, prefix)
+            self._modules[part] = module.to(self.device).eval().requires_grad_(False)
+        return self._modules[part]
 
     @property
     def generator(self) -> nn.Module:
         """The generator in evaluation mode: the averaged one (EMA), unless the run was loaded with ema=False."""
-        if self._generator is None:
-            with torch.random.fork_rng(devices=[]):  # new networks draw weights, from somebody's random numbers: not from the user's
-                own = self._networks
-                module = own if isinstance(own, nn.Module) else build_networks(self.config, self.image_shape, own).generator
-            if self._networks is not None:
-                module = copy.deepcopy(module)  # the user's own module stays as it is
-            load_module(module, self.checkpoint, "ema." if self._ema else "generator.")
-            self._generator = module.to(self.device).eval().requires_grad_(False)
-        return self._generator
+        if isinstance(self.config, AutoencoderConfig):
+            raise UsageError(f"{self.path} is an autoencoder ('{self.config.model}'): it has an encoder and a decoder, no generator")
+        return self._load("generator", "ema." if self._ema else "generator.")
+
+    @property
+    def decoder(self) -> nn.Module:
+        """What turns codes into images, in evaluation mode: an autoencoder's decoder (logits for a Bernoulli likelihood), or the generator."""
+        return self._load("decoder", "decoder.") if isinstance(self.config, AutoencoderConfig) else self.generator
+
+    @property
+    def encoder(self) -> nn.Module:
+        """An autoencoder's encoder in evaluation mode. Raises UsageError for models without one."""
+        if not isinstance(self.config, AutoencoderConfig):
+            raise UsageError(f"{self.path} has no encoder ('{self.config.model}'): find codes of its images by inversion")
+        if isinstance(self._networks, nn.Module):
+            raise UsageError(f"{self.path} was opened with its decoder alone: pass networks=(encoder, decoder)")
+        return self._load("encoder", "encoder.")
+
+    @property
+    def channel(self) -> GaussianChannel | EchoChannel:
+        """The noise between an autoencoder's encoder and decoder: `.sample(mean, log_scale)`, `.rate(mean, log_scale)`."""
+        if not isinstance(self.config, AutoencoderConfig):
+            raise UsageError(f"{self.path} has no channel ('{self.config.model}' is not an autoencoder)")
+        return channel_of(self.config)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Codes (..., d) on the run's device to images (..., C, H, W) in [0, 1]; differentiable with respect to z, each code on its own."""
+        """Codes (..., d) on the run's device to images (..., C, H, W) in [0, 1]; differentiable with respect to z, each code on its own.
+
+        The mean image of an autoencoder's likelihood. (One's own, or a linear, decoder of a Gaussian likelihood may leave [0, 1].)
+        """
         if z.shape[-1:] != (self.config.latent_dim,):
             raise UsageError(f"codes have shape {tuple(z.shape)}: the last dimension must be {self.config.latent_dim}")
-        images: Tensor = self.generator(z.reshape(-1, self.config.latent_dim))
+        output: Tensor = self.decoder(z.reshape(-1, self.config.latent_dim))
+        images = output.sigmoid() if getattr(self.config, "likelihood", None) == "bernoulli" else output
         return images.reshape(*z.shape[:-1], *self.image_shape)
 
     @torch.no_grad()
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W), uint8 or in [0, 1], to (mean, log_scale), (N, d) each. (An echo channel clamps log_scale itself.)"""
+        if images.dim() != 4 or tuple(images.shape[1:]) != self.image_shape:
+            raise UsageError(f"images have shape {tuple(images.shape)}: (N, {', '.join(map(str, self.image_shape))}) is needed")
+        parts = []
+        for block in images.split(ENCODE_BLOCK):
+            x = block.to(self.device)
+            parts.append(self.encoder(x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x))
+        return torch.cat([mean for mean, _ in parts]), torch.cat([log_scale for _, log_scale in parts])
+
+    def sample_codes(self, n: int, seed: int = 0) -> Tensor:
+        """n codes (n, d) from what the decoder was trained on; a function of the seed, and fewer codes are a prefix of more.
+
+        N(0, 1) for generators and for autoencoders held to that prior. An autoencoder whose rate is taken against its own marginal has no prior but
+        q(z): codes are drawn from it over the bank of encodings that its checkpoint keeps: a mixture for a Gaussian channel, the recursion for echo.
+        """
+        if getattr(self.config, "rate", "prior") == "prior":
+            return codes(seed, "samples", n, self.config.latent_dim, self.device)
+        try:
+            mean, log_scale = (self.checkpoint.tensors[f"marginal.{name}"] for name in ("mean", "log_scale"))
+        except KeyError as error:
+            raise RunError(f"{self.checkpoint.path} lacks {error}: it is not of this version") from None
+        return marginal_codes(self.channel, mean.float(), log_scale.float(), n, seed).to(self.device)
+
+    @torch.no_grad()
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """n images (n, C, H, W) in [0, 1] from codes z ~ N(0, 1). The same seed gives the same images, and a prefix for a smaller n.
+        """n images (n, C, H, W) in [0, 1] from codes of `sample_codes`. The same seed gives the same images, and a prefix for a smaller n.
 
         Whole blocks are decoded, and the rest cut off: matrix products round differently for different batch sizes.
         """
         if n < 1:
             raise UsageError(f"n is {n}: at least one sample must be asked for")
-        whole = -(-n // CODE_BLOCK) * CODE_BLOCK
-        z = codes(seed, "samples", whole, self.config.latent_dim, self.device)
-        return torch.cat([self.decode(block) for block in z.split(CODE_BLOCK)])[:n]
+        z = self.sample_codes(-(-n // CODE_BLOCK) * CODE_BLOCK, seed)
+        return torch.cat([self.decode(block) for block in z.split(CODE_BLOCK)])[:n].clamp(0, 1)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -185,7 +273,7 @@ def load_run(path: str | os.PathLike[str], device: str = "cpu", networks: Decode
     Args:
         path: the folder that `periplus train` or `periplus.train` wrote.
         device: where its networks go: cpu, cuda, auto.
-        networks: one's own (generator, critic), or the generator alone, for a run that was trained with them.
+        networks: one's own (generator, critic) or (encoder, decoder), or the generator or decoder alone, for a run that was trained with them.
         ema: the averaged generator (default) or the last one.
 
     Raises:
@@ -283,15 +371,16 @@ def check_same_run(folder: Path, config: Config, data: DataRecord) -> Config:
     """The stored configuration of a run to be resumed, after checking that this is the same run.
 
     `epochs` may grow, and `max_steps` change: batches and random numbers are functions of (seed, step), so a longer run passes through the shorter
-    one's weights.
+    one's weights. (Not where the learning rate follows a schedule that ends with the run.)
     Raises UsageError that names the first value that differs.
     """
     stored, stored_data = read_config(folder / CONFIG)
     if type(stored) is not type(config):
         raise UsageError(f"{folder} was trained as '{stored.model}', not '{config.model}'")
+    open_ended = getattr(config, "schedule", "constant") == "constant"
     for field in dataclasses.fields(stored):
         was, is_now = getattr(stored, field.name), getattr(config, field.name)
-        grows = field.name == "max_steps" or (field.name == "epochs" and was < is_now)
+        grows = open_ended and (field.name == "max_steps" or (field.name == "epochs" and was < is_now))
         if was != is_now and not grows:
             raise UsageError(f"{folder} was trained with {field.name} = {was!r}, not {is_now!r}: leave it out to resume, or choose another --out")
     for field in dataclasses.fields(stored_data):

@@ -94,8 +94,8 @@ def progress(folder: Path) -> tuple[int, int, str]:
         lines = read_lines(folder / TIMING)
         if lines:
             per_epoch = (data.images - (config.held_out or 0)) // config.batch_size
-            steps = max(1, config.epochs * per_epoch // config.critic_steps)
+            steps = max(1, config.epochs * per_epoch // config.batches_per_step)
             rate = lines[-1]["images_per_second"]
-            left = (steps - lines[-1]["step"]) * config.batch_size * config.critic_steps / max(rate, 1e-9)
+            left = (steps - lines[-1]["step"]) * config.batch_size * config.batches_per_step / max(rate, 1e-9)
             return lines[-1]["step"], steps, f"{rate:,.0f} images/s, {duration(left)} left"
     return 0, 1, ""

@@ -18,7 +18,7 @@ from periplus.evaluation import evaluate_collapse, pixels
 from periplus.runs import Run, stream
 from periplus.study.settings import Cell
 from periplus.study.workshop import Workshop
-from periplus.training.adversarial import hold_out
+from periplus.training.steps import hold_out
 
 NEIGHBOUR_SAMPLES = 1000
 TITLES = {"gan": "GAN", "wgan-gp": "WGAN-GP"}

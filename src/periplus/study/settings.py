@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from periplus.config import DataRecord
+from periplus.config import DataRecord, config_for
 from periplus.data.sources import SOURCES
 from periplus.errors import UsageError
 from periplus.machine import cores
@@ -111,7 +111,7 @@ class Settings:
 def words_of(run: Run) -> tuple[str, ...]:
     """The words after `periplus` that make a run again: every value that is not its model's default."""
     config, data = run.config, run.data
-    defaults = type(config)(model=config.model).resolve(data.images)
+    defaults = config_for(config.model).resolve(data.images)
     words = ["train", config.model, "--data", data.source]
     size = image_size_of(data)
     words += ["--image-size", str(size[0])] if size and size[0] == size[1] else []

@@ -1,7 +1,7 @@
 """Training: `train(config, data, out)` makes a run folder, or goes on with one.
 
-The loops themselves are in `periplus.training.adversarial`; this is the door they share: resolving the configuration, taking the folder's lock,
-refusing to overwrite, finding the checkpoint to go on from.
+The loops themselves are in `periplus.training.adversarial` and `periplus.training.autoencoder`; this is the door they share: resolving the
+configuration, taking the folder's lock, refusing to overwrite, finding the checkpoint to go on from.
 """
 
 from __future__ import annotations
@@ -11,24 +11,27 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from periplus import checkpoints
+from periplus.autoencoders import AutoencoderNetworks
 from periplus.checkpoints import Checkpoint
-from periplus.config import AdversarialConfig, Config, DataRecord, read_config, write_config
+from periplus.config import AutoencoderConfig, Config, DataRecord, read_config, write_config
 from periplus.data import ImageData, load_data
 from periplus.errors import RunError, UsageError
 from periplus.files import discard_leftovers, is_leftover
 from periplus.locks import hold
 from periplus.machine import deterministic, environment, resolve_device, resolve_precision
-from periplus.networks import parameter_count
+from periplus.networks import AdversarialNetworks, parameter_count
 from periplus.runs import (
     CHECKPOINTS,
     CONFIG,
     METRICS,
     SAMPLES,
     TIMING,
+    BuiltNetworks,
     Networks,
     Run,
     build_networks,
@@ -40,7 +43,9 @@ from periplus.runs import (
     stream,
     write_environment,
 )
-from periplus.training.adversarial import OnProgress, Progress, check_networks, prune, steps_in_all, train_adversarial
+from periplus.training import adversarial, autoencoder
+from periplus.training.journal import OnProgress, Progress, prune
+from periplus.training.steps import steps_in_all
 
 __all__ = ["Plan", "Progress", "plan", "train"]
 
@@ -54,9 +59,27 @@ def _warn(message: str) -> None:
 def resolve(config: Config, data: ImageData, networks: Networks | None = None) -> Config:
     """The configuration with device, precision and every default filled in, as it will stand in config.toml."""
     device = resolve_device(config.device)
-    architecture = "custom" if networks is not None else config.architecture
+    architecture: Any = "custom" if networks is not None else config.architecture
     known = dataclasses.replace(config, device=device, precision=resolve_precision(config.precision, device), architecture=architecture)
     return known.resolve(len(data))
+
+
+def check_networks(config: Config, networks: BuiltNetworks, data: ImageData) -> None:
+    """Try networks on two examples. Raises UsageError that says which of them does what."""
+    if isinstance(config, AutoencoderConfig):
+        autoencoder.check_networks(AutoencoderNetworks(*networks), config, data.shape)
+    else:
+        adversarial.check_networks(AdversarialNetworks(*networks), config, data.shape)
+
+
+def run_loop(
+    config: Config, networks: BuiltNetworks, data: ImageData, folder: Path, start: Checkpoint | None, on_progress: OnProgress | None
+) -> None:
+    """Train with the loop that the configuration is for."""
+    if isinstance(config, AutoencoderConfig):
+        autoencoder.train_autoencoder(config, data, folder, AutoencoderNetworks(*networks), start, on_progress)
+    else:
+        adversarial.train_adversarial(config, data, folder, AdversarialNetworks(*networks), start, on_progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +98,7 @@ def plan(config: Config, data: ImageData, networks: Networks | None = None) -> P
     images = len(data) - (resolved.held_out or 0)
     with torch.random.fork_rng(devices=[]):
         built = build_networks(resolved, data.shape, networks)
-    check_networks(built, resolved, data.shape)
+    check_networks(resolved, built, data)
     return Plan(resolved, steps_in_all(resolved, images), images, {k: parameter_count(v) for k, v in built._asdict().items()})
 
 
@@ -94,10 +117,12 @@ def train(
     """Train a model into a run folder and open it.
 
     Args:
-        config: an AdversarialConfig.
+        config: an AdversarialConfig or an AutoencoderConfig.
         data: images, uint8, or what `load_data` takes.
         out: the run folder. It must be absent or empty, unless `resume`.
-        networks: one's own (generator, critic); the generator maps (B, latent_dim) to (B, C, H, W) in [0, 1], the critic images to (B,).
+        networks: one's own. (generator, critic): the generator maps (B, latent_dim) to (B, C, H, W) in [0, 1], the critic images to (B,).
+            (encoder, decoder): the encoder maps images to (mean, log_scale), (B, latent_dim) each, the decoder codes to (B, C, H, W), logits for a
+            Bernoulli likelihood, the mean image for a Gaussian one.
         source: what `load_data` was given, to be written down; by default the name of the data.
         resume: go on from the newest checkpoint that verifies (from step 0 where there is none); a finished run is returned as it is.
         allow_other_threads: go on with another thread count than the run was started with. The bits will differ from then on.
@@ -122,7 +147,7 @@ def train(
             with torch.random.fork_rng(devices=cuda_index(decided.config.device)), deterministic(decided.config.device):
                 torch.manual_seed(stream(config.seed, "networks"))
                 built = build_networks(decided.config, data.shape, networks)
-                train_adversarial(decided.config, data, folder, built, start, on_progress)
+                run_loop(decided.config, built, data, folder, start, on_progress)
     return Run(folder, decided.config.device, networks)
 
 
@@ -159,7 +184,7 @@ def is_finished(folder: Path, decided: Plan, record: DataRecord) -> bool:
     return True
 
 
-def prepare(folder: Path, config: AdversarialConfig, record: DataRecord, resume: bool, other_threads: bool, warn: Warn) -> Checkpoint | None:
+def prepare(folder: Path, config: Config, record: DataRecord, resume: bool, other_threads: bool, warn: Warn) -> Checkpoint | None:
     """Lay out the folder, or bring an interrupted one to the state of its newest good checkpoint, which is returned."""
     for place in (folder, folder / SAMPLES):
         discard_leftovers(place)

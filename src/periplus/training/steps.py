@@ -1,0 +1,163 @@
+"""What every step of every loop needs: batches and seeds as functions of (seed, step), gradients that never spoil anything, precision."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from periplus.checkpoints import Checkpoint
+from periplus.config import Config
+from periplus.data import ImageData
+from periplus.errors import UsageError
+from periplus.runs import stream
+
+#: Images on which a loop watches itself while it trains.
+WATCHED = 256
+
+# ---- batches --------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Batches:
+    """Batches as a pure function of (seed, index): each epoch is a permutation of the images, cut into whole batches. uint8, on the device."""
+
+    images: Tensor
+    batch_size: int
+    seed: int
+    _epoch: int = -1
+    _order: Tensor | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        return len(self.images) // self.batch_size
+
+    def __call__(self, index: int) -> Tensor:
+        """Batch number `index` of the run as floats in [0, 1]: (B, C, H, W)."""
+        epoch, k = divmod(index, self.per_epoch)
+        if epoch != self._epoch or self._order is None:
+            generator = torch.Generator().manual_seed(stream(self.seed, "epoch", epoch))
+            self._epoch, self._order = epoch, torch.randperm(len(self.images), generator=generator).to(self.images.device)
+        rows = self._order[k * self.batch_size : (k + 1) * self.batch_size]
+        return to_float(self.images.index_select(0, rows))
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images to float32 in [0, 1]."""
+    return images.to(torch.float32).div_(255)
+
+
+def hold_out(config: Config, data: ImageData) -> tuple[ImageData, ImageData | None]:
+    """The images to train on, and those kept out of training (drawn by seed), if any."""
+    if not config.held_out:
+        return data, None
+    return data.split_off(config.held_out, stream(config.seed, "held-out"))
+
+
+def seed_step(config: Config, step: int) -> None:
+    """Make everything random in this step a function of (seed, step)."""
+    seed = stream(config.seed, "step", step)
+    if on_host(config):
+        torch.default_generator.manual_seed(seed)  # a two-hundredth of the time of torch.manual_seed, which asks every kind of device
+    else:
+        torch.manual_seed(seed)
+
+
+def steps_in_all(config: Config, images: int) -> int:
+    """Steps of a run on so many training images. Raises UsageError when not even one batch can be filled."""
+    if images < 1:
+        raise UsageError(f"--held-out is {config.held_out}: it leaves no image for training")
+    if images < config.batch_size:
+        raise UsageError(f"--batch-size is {config.batch_size}, but only {images} images are left for training: use a smaller one")
+    steps = max(1, config.epochs * (images // config.batch_size) // config.batches_per_step)
+    return min(steps, config.max_steps or steps)
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether something done every so many steps is due after `step` of them; always at the end."""
+    return step % every == 0 or step == steps
+
+
+def on_host(config: Config) -> bool:
+    """True where reading a value costs nothing, because the device is the host."""
+    return torch.device(config.device).type == "cpu"
+
+
+# ---- gradients ------------------------------------------------------------------------------------------------------------------------------
+
+
+def new_optimizer(network: nn.Module, config: Config) -> torch.optim.Adam:
+    """Adam over one network's parameters, all in one fused kernel."""
+    return torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(config.beta1 or 0.0, config.beta2 or 0.0), fused=True)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint, prefix: str) -> None:
+    """Take over an optimiser's state, bit for bit."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if name.startswith(prefix):
+            index, key = name.removeprefix(prefix).split(".", 1)
+            states.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors."""
+    return {f"{prefix}{i}.{k}": v for i, moments in optimizer.state_dict()["state"].items() for k, v in moments.items()}
+
+
+def apply_gradients(optimizer: torch.optim.Adam, module: nn.Module, loss: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
+    """Differentiate the loss with respect to one module only, and step unless anything is, or ever was, non-finite.
+
+    Returns the gradient's norm and the flag `healthy` (a boolean on the device), which once false stays false. The fused optimiser itself skips
+    the step when `found_inf` is set, so nobody waits for the flag to reach the host.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    healthy = healthy & loss.isfinite() & norm.isfinite()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.found_inf = (~healthy).to(torch.float32)  # type: ignore[attr-defined]
+    optimizer.step()
+    return norm, healthy
+
+
+def autocast(config: Config) -> contextlib.AbstractContextManager[object]:
+    """bfloat16 autocast, where the (resolved) configuration says so."""
+    if config.precision != "bfloat16":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(config.device).type, dtype=torch.bfloat16)
+
+
+def some_images(config: Config, data: ImageData) -> Tensor:
+    """Up to WATCHED images of a set, drawn by seed, on the device."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(stream(config.seed, "watch", len(data))))
+    return data.images[order[:WATCHED]].to(config.device)
+
+
+@contextlib.contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Within: the modules in evaluation mode; afterwards as they were."""
+    modes = [m.training for m in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)
+
+
+def attempt(name: str, module: nn.Module, batch: Tensor, what: str) -> Tensor:
+    """A module's output for a batch. Raises UsageError that says what it does not take, or returned."""
+    try:
+        result = module(batch)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise UsageError(f"{name} does not take {what} of shape {tuple(batch.shape)}: {' '.join(str(error).split())}") from None
+    if not isinstance(result, Tensor):
+        raise UsageError(f"{name} returned a {type(result).__name__}: one tensor is needed")
+    return result
