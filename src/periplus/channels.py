@@ -139,16 +139,19 @@ class EchoChannel:
 
     def holds(self, log_scale: Tensor) -> Tensor:
         """The guard, for the whole vector: max_j prod_k min(s_kj, clip) <= 2^-23 over the B rows of (..., B, d); bool (...,)."""
-        slowest = self._log_scale(log_scale.detach().to(torch.promote_types(log_scale.dtype, torch.float32))).sum(-2).amax(-1)
-        return slowest <= math.log(NEGLIGIBLE)
+        return self._slowest(log_scale) <= math.log(NEGLIGIBLE)
+
+    def _slowest(self, log_scale: Tensor) -> Tensor:
+        """ln max_j A_j of one lap, (...,)."""
+        _, wide = _wide(log_scale, log_scale.detach())
+        return self._log_scale(wide).sum(-2).amax(-1)
 
     def laps(self, log_scale: Tensor) -> int:
         """How many shuffles of the batch a ring needs for the guard to hold, in the slowest dimension (of the slowest model)."""
-        wide = log_scale.detach().to(torch.promote_types(log_scale.dtype, torch.float32))
-        slowest = float(self._log_scale(wide).sum(-2).max())
+        slowest = float(self._slowest(log_scale).max())
         if not slowest < 0:  # not a number: let it through to the code, where the loop that trains looks for it
             return 1
-        return max(1, min(math.ceil(math.log(NEGLIGIBLE) / slowest), -(-MOST_ROWS // wide.shape[-2])))
+        return max(1, min(math.ceil(math.log(NEGLIGIBLE) / slowest), -(-MOST_ROWS // log_scale.shape[-2])))
 
     # -- noise, drawn outside
 
@@ -328,9 +331,7 @@ class _RingScan(torch.autograd.Function):
     """The scan of rows (C B, d) in the order `index` (V C,), C models beside each other: `width` = C d; `start` and `closed` (C d,)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, mean: Tensor, scale: Tensor, index: Tensor, start: Tensor | None, closed: Tensor | None, width: int
-    ) -> Tensor:
+    def forward(ctx: Any, mean: Tensor, scale: Tensor, index: Tensor, start: Tensor | None, closed: Tensor | None, width: int) -> Tensor:
         xp = np if mean.device.type == "cpu" else torch
         m, s, i, first, loops = (_array(xp, t) for t in (mean, scale, index, start, closed))
         s = s[i].reshape(-1, width)
@@ -354,12 +355,13 @@ class _RingScan(torch.autograd.Function):
         additive.reshape(-1, g.shape[1])[:rows] = g[reverse[:rows]]
         after[1:], after[0] = xp.flip(s[1:], (0,)), s[0]
         adjoint = _scan(xp, additive, after, xp.zeros_like(s[0]) if ctx.open else None, closed)
-        d_start = adjoint[-1] * s[0]
-        if closed is not None:
-            d_start = xp.where(closed, xp.zeros_like(d_start), d_start)
+        d_start = None
+        if ctx.needs_input_grad[3]:
+            d_start = adjoint[-1] * s[0]
+            d_start = _tensor(d_start if closed is None else xp.where(closed, xp.zeros_like(d_start), d_start))
         d_mean = _gathered(xp, adjoint.reshape(-1, g.shape[1]), reverse, rows)
         d_scale = _gathered(xp, (adjoint * xp.flip(before, (0,))).reshape(-1, g.shape[1]), reverse, rows)
-        return _tensor(d_mean), _tensor(d_scale), None, _tensor(d_start), None, None
+        return _tensor(d_mean), _tensor(d_scale), None, d_start, None, None
 
 
 def _array(xp: Any, tensor: Tensor | None) -> Array:
@@ -406,9 +408,7 @@ def _scan(xp: Any, m: Array, s: Array, start: Array | None, closed: Array | None
         loop = y[-1] if start is not None and closed is None else y[-1] / (1 - product[-1])
         return y + product * _first(xp, loop, start, closed)
     length = max(4, min(16, math.isqrt(rows)))
-    blocks = -(-rows // length)
-    m, s = (_padded(xp, t, blocks * length, fill).reshape(blocks, length, width).swapaxes(0, 1) for t, fill in ((m, 0), (s, 1)))
-    y, product = _from_zero(xp, m, s)
+    y, product = _from_zero(xp, _blocks(xp, m, length, 0), _blocks(xp, s, length, 1))
     ends = _scan(xp, y[-1], product[-1], start, closed)
     product *= _shifted(xp, ends, start, closed)
     product += y
@@ -419,19 +419,25 @@ def _scan(xp: Any, m: Array, s: Array, start: Array | None, closed: Array | None
 _DIRECT = 12
 
 
-def _padded(xp: Any, array: Array, rows: int, fill: float) -> Array:
-    """With further rows of m = 0 and s = 1, which change nothing."""
-    return array if len(array) == rows else xp.concatenate([array, xp.full_like(array[: rows - len(array)], fill)])
+def _blocks(xp: Any, array: Array, length: int, fill: float) -> Array:
+    """(V, width) as (length, blocks, width), contiguous: one position of all blocks is one run of memory. Rows of m = 0, s = 1 at the end change nothing."""
+    (rows, width), count = array.shape, -(-len(array) // length)
+    if rows < count * length:
+        array = xp.concatenate([array, xp.full_like(array[: count * length - rows], fill)])
+    out = xp.empty_like(array).reshape(length, count, width)
+    out[...] = array.reshape(count, length, width).swapaxes(0, 1)
+    return out
 
 
 def _from_zero(xp: Any, m: Array, s: Array) -> tuple[Array, Array]:
     """The scan along the first dimension from z_0 = 0, row by row, and the running product of s."""
     y, product = xp.empty_like(m), xp.empty_like(s)
     y[0], product[0] = m[0], s[0]
-    for k in range(1, len(m)):
-        xp.multiply(s[k], y[k - 1], out=y[k])
-        y[k] += m[k]
-        xp.multiply(s[k], product[k - 1], out=product[k])
+    last, factor = y[0], product[0]
+    for m_k, s_k, y_k, p_k in zip(m[1:], s[1:], y[1:], product[1:], strict=True):
+        last = xp.multiply(s_k, last, out=y_k)
+        last += m_k
+        factor = xp.multiply(s_k, factor, out=p_k)  # a loop, because cumprod works on one column at a time, four times as slow
     return y, product
 
 
