@@ -41,6 +41,7 @@ def commands() -> dict[str, Command]:
         "study": Command("the whole course sheet: train, measure, report.pdf, report.html, results.json", lambda argv: rooms.Study),
         "train": Command("train one model into a run folder", rooms.train_options, tuple(MODELS)),
         "sample": Command("images from a run: a PNG grid, or an .npz", lambda argv: rooms.Sample),
+        "evaluate": Command("every measure that fits a run, with its bounds: evaluation.json", lambda argv: rooms.Evaluate),
         "report": Command("report.pdf and report.html of one or more runs", lambda argv: rooms.Report),
         "data": Command("data sets: list, fetch, verify", rooms.data_options, ("list", "fetch", "verify")),
         "doctor": Command("the environment: versions, devices, data sets", lambda argv: rooms.Doctor),

@@ -65,8 +65,8 @@ class Train(Common):
     preset: Annotated[
         Literal["default", "sheet", "paper"],
         arg(
-            help="sheet (gan, wgan-gp): the course sheet's setting, learning rate 1e-4, 100 epochs, 1:1. paper (vae, echo): architecture and protocol of "
-            "the echo paper, 200 epochs."
+            help="sheet (gan, wgan-gp): the course sheet's setting, learning rate 1e-4, 100 epochs, 1:1. paper (vae, echo): architecture and "
+            "protocol of the echo paper, 200 epochs."
         ),
     ] = "default"
     resume: Annotated[bool, arg(help="Go on with the run in --out; options left out are those of the run.")] = False
@@ -238,6 +238,86 @@ class Sample(Common):
         save_images(images.cpu(), out, self.columns)
         record = {"run": str(self.folder), "step": run.step, "n": self.n, "seed": self.seed, "out": str(out)}
         self.tell(record, f"{out}: {self.n} samples of {self.folder} at step {run.step}")
+
+
+# ---- evaluate -------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Common):
+    """Every measure that fits a run, with what bounds it, into RUN/evaluation.json."""
+
+    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN", help="Run folders.")]
+    data_root: Annotated[Path | None, arg(help="Where named sets are looked for first.")] = None
+    seed: Annotated[int, arg(help="Of the codes and of which images are judged.")] = 0
+    images: Annotated[int, arg(help="Autoencoders: images of each split, at most.")] = 10_000
+    likelihood_images: Annotated[int, arg(help="vae with --rate prior: test images for the log-likelihood; 0 leaves it out.")] = 1000
+    samples: Annotated[int, arg(help="Importance samples for each of them.")] = 500
+
+    def run(self) -> None:
+        """Evaluate each run, write its evaluation.json, print the figures."""
+        from periplus.console import note, table
+        from periplus.evaluation import evaluate, write_evaluation
+        from periplus.runs import load_run
+        from periplus.study.settings import image_size_of
+
+        if not self.folders:
+            raise UsageError("periplus evaluate needs at least one RUN folder")
+        for name in ("images", "samples"):
+            if getattr(self, name) < 2:
+                raise UsageError(f"--{name} is {getattr(self, name)}: at least 2 are needed")
+        if self.likelihood_images < 0:
+            raise UsageError(f"--likelihood-images is {self.likelihood_images}: zero or more is needed")
+        records = []
+        for folder in self.folders:
+            run = load_run(folder)
+            note(f"evaluating {folder} ({run.config.model}, step {run.step})")
+            options: dict[str, Any] = {"seed": self.seed, "images": self.images, "likelihood_images": self.likelihood_images, "samples": self.samples}
+            record = evaluate(run, self.data_root, image_size_of(run.data), **options)
+            words = ["periplus", "evaluate", str(folder), *(("--data-root", str(self.data_root)) if self.data_root else ())]
+            defaults = {f.name: f.default for f in dataclasses.fields(self)}
+            words += [word for name, value in options.items() if value != defaults[name] for word in (f"--{name.replace('_', '-')}", str(value))]
+            records.append(write_evaluation(run, record, shlex.join(words)))
+        if self.json:
+            self.tell(records if len(records) > 1 else records[0])
+            return
+        for folder, record in zip(self.folders, records, strict=True):
+            table(("measure", *record.get("splits", {"samples": None})), evaluation_rows(record), title=str(folder))
+            for split, judged in record.get("splits", {}).items():
+                for statement in judged["rate"]["statements"]:
+                    print(f"{split}: {statement}")
+
+
+def evaluation_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
+    """A run's evaluation as rows for print."""
+
+    def value(found: dict[str, float] | None) -> str:
+        return "-" if found is None else f"{found['value']:.3f} ± {found['standard_error']:.3f}"
+
+    splits = record.get("splits")
+    if splits is None:
+        return [
+            ("collapsed", "yes" if record["collapsed"] else "no"),
+            ("smallest class", "-" if record["smallest_share"] is None else f"{100 * record['smallest_share']:.1f} %"),
+            ("spread, of the data's", f"{record['spread']:.3f}"),
+        ]
+    judged = list(splits.values())
+    rows = [
+        ("images", *(f"{s['examples']:,}" for s in judged)),
+        ("distortion / nats", *(value(s["distortion"]) for s in judged)),
+        ("best constant image / nats", *(f"{s['constant_distortion']:.3f}" for s in judged)),
+        (f"rate {judged[0]['rate']['formula']['name']} / nats", *(value(s["rate"]["formula"]) for s in judged)),
+        ("I(x;z) within / nats", *(f"{s['rate']['interval'][0]:.3f} to {s['rate']['interval'][1]:.3f}" for s in judged)),
+        ("ln N / nats", *(f"{s['rate']['ln_n']:.3f}" for s in judged)),
+        ("marginal rate / nats", *(value(s["marginal_rate"]) for s in judged)),
+        ("KL[q(z) || p(z)] / nats", *(value(s["kl_to_prior"]) for s in judged)),
+        ("D + R, bound on -ln p(x) / nats", *(value(s["bound"]) for s in judged)),
+        ("active units", *(str(s["active_units"]) for s in judged)),
+    ]
+    if record["log_likelihood"] is not None:
+        told = record["log_likelihood"]
+        rows.append((f"ln p(x), {told['samples']} samples, {told['examples']} images / nats", *("-" for _ in judged[1:]), value(told)))
+    return [row for row in rows if set(row[1:]) != {"-"}]
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------------------------------

@@ -66,11 +66,12 @@ class TrainingDisplay:
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
     """Print a table on stdout."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    grid = Table(*header, title=title, title_justify="left", header_style="bold")
+    grid = Table(*map(escape, header), title=title and escape(title), title_justify="left", header_style="bold")
     for row in rows:
-        grid.add_row(*("-" if cell is None else str(cell) for cell in row))
+        grid.add_row(*("-" if cell is None else escape(str(cell)) for cell in row))
     Console().print(grid)
 
 

@@ -171,8 +171,8 @@ def marginal_rate(mean: Tensor, log_scale: Tensor, *, samples: int = 1, generato
 
     How it is fast: everything is relative to the row's own component, whose density ratio is exactly 1. So no pass for a maximum is needed
     (E exp(l_ij - l_ii) = 1 for z ~ q(z|x_i), so by Markov's inequality a ratio that overflows float64 has probability below e^-709; what underflows
-    does not matter beside 1), and a tile is one matrix product into a buffer, one exponential in place and one sum. Constants and shifts are two more
-    columns of the product, and so is the factor that makes them bits. Components are ordered by repeated halving, and pairs of tiles too far apart to matter are skipped.
+    does not matter beside 1), and a tile is one matrix product into a buffer, one exponential in place and one sum. Constants, shifts and the factor
+    that makes them bits are columns of the product. Components are ordered by repeated halving, and tiles too far apart to matter are skipped.
 
     How it is accurate: float64 throughout (on CPUs float32 needs more care than it saves time). The product still cancels, by about
     4e-15 d (a/s)^2 for codes of size a: where that bound times a row's sum over a tile could change the result by 1e-6, the row's differences with
@@ -674,7 +674,8 @@ def _divergence_from_fit(mean: Tensor, log_scale: Tensor, held_out_mean: Tensor,
     factor = torch.linalg.cholesky(covariance)
     distance = torch.linalg.solve_triangular(factor, (held_out_mean - centre).T, upper=False).square().sum(0)
     trace = variance @ torch.cholesky_inverse(factor).diagonal()
-    return 0.5 * (distance + trace - mean.shape[1]) + factor.diagonal().log().sum() - held_out_log_scale.sum(1)
+    values: Tensor = 0.5 * (distance + trace - mean.shape[1]) + factor.diagonal().log().sum() - held_out_log_scale.sum(1)
+    return values
 
 
 def _batch_bounds(mean: Tensor, log_scale: Tensor, batch: int, generator: torch.Generator | None) -> list[Bound]:
@@ -751,12 +752,8 @@ def _copied_dimensions(mean: Tensor, log_scale: Tensor) -> int:
     """Affine dependences that the echo recursion preserves: among dimensions of equal s, in the fixed points m/(1-s) (v.m = c(1-s) makes v.z = c)."""
     _, group = np.unique(log_scale.cpu().numpy(), axis=1, return_inverse=True)
     fixed = mean / (1 - log_scale.exp())
-    lost = 0
-    for number in range(group.max() + 1):
-        columns = fixed[:, torch.from_numpy(group.reshape(-1) == number)]
-        if len(np.unique(columns.cpu().numpy(), axis=0)) > 1:
-            lost += _lost_dimensions(columns) if len(columns) > columns.shape[1] else 0
-    return lost
+    blocks = [fixed[:, torch.from_numpy(group.reshape(-1) == number)] for number in range(group.max() + 1)]
+    return sum(_lost_dimensions(block) for block in blocks if len(block) > block.shape[1])
 
 
 # ---- what every function asks of its arguments ----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,9 @@ class Batches:
     seed: int
     _epoch: int = -1
     _order: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.images = self.images.contiguous()  # gathering an image whose pixels lie far apart takes forty times as long
 
     @property
     def per_epoch(self) -> int:
@@ -117,13 +120,51 @@ def apply_gradients(optimizer: torch.optim.Adam, module: nn.Module, loss: Tensor
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = total_norm(gradients)
     healthy = healthy & loss.isfinite() & norm.isfinite()
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     optimizer.found_inf = (~healthy).to(torch.float32)  # type: ignore[attr-defined]
-    optimizer.step()
+    adam_step(optimizer)
     return norm, healthy
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of all gradients together. `torch.nn.utils.get_total_norm` takes up to twice as long, sorting them by device and type."""
+    if len({(g.device, g.dtype) for g in gradients}) > 1:
+        return torch.nn.utils.get_total_norm(gradients)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+@torch.no_grad()
+def adam_step(optimizer: torch.optim.Adam) -> None:
+    """What `optimizer.step()` does for the optimisers of `new_optimizer`, to the bit, without the half millisecond of Python around it."""
+    (group,) = optimizer.param_groups
+    parameters = [p for p in group["params"] if p.grad is not None]
+    states = [optimizer.state[p] for p in parameters]
+    if not all(states) or len({(p.device, p.dtype) for p in parameters}) > 1:  # the first step makes the moments
+        optimizer.step()
+        return
+    steps, found_inf = [s["step"] for s in states], optimizer.found_inf  # type: ignore[attr-defined]
+    torch._foreach_add_(steps, 1)
+    torch._fused_adam_(
+        parameters,
+        [p.grad for p in parameters],
+        [s["exp_avg"] for s in states],
+        [s["exp_avg_sq"] for s in states],
+        [],
+        steps,
+        lr=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+        grad_scale=None,
+        found_inf=found_inf,
+    )
+    torch._foreach_sub_(steps, [found_inf] * len(steps))
 
 
 def autocast(config: Config) -> contextlib.AbstractContextManager[object]:

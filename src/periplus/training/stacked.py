@@ -1,0 +1,505 @@
+"""Many autoencoders as one program: cells of a sweep that differ only in beta and seed, trained side by side.
+
+A small network leaves a machine idle: a step of an 8 x 8 autoencoder is a hundred tiny operations, and starting one costs more than doing it. C such
+networks of one shape are C matrices beside each other, one batched product for each layer,
+
+    y_c = x_c W_c' + b_c,  c = 1..C          W (C, out, in), x (C B, in): the rows of all cells in one list
+
+one `autograd.grad` of the sum of the C losses (cells share no parameter, so each receives its own gradient and no other), and one fused Adam over the
+stacked parameters. The modules are the ordinary ones of `periplus.autoencoders`: everything in them acts on single rows except their affine layers,
+and those are exchanged for stacked ones. (`torch.func.vmap` over `functional_call` does the same from outside; measured on the digits it took 1.3
+times as long at 512 hidden units and 1.8 times at 128: LOG.md.)
+
+**The same cells.** A cell's weights, batches, noise and echo chain are those that `periplus train` draws for its seed, so it is the separately
+trained run up to rounding: sums are taken in another order. Its folder is an ordinary run, whose checkpoints `periplus train --resume` goes on from.
+To the bit a cell is only repeatable with the same cells beside it, and so is a stop and a resume of the whole stack.
+
+**Time.** `timing.jsonl` of a cell holds its share: the time of the stack divided by the cells in it (env.json says how many).
+
+A cell whose loss or gradient stops being finite is frozen where it is, like a separate run: it writes nothing more, the others go on, and
+NonFiniteError names it when they are done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from periplus.autoencoders import AutoencoderNetworks, ConstantScaleHead, start_at_mean
+from periplus.channels import EchoChannel
+from periplus.checkpoints import Checkpoint
+from periplus.config import AutoencoderConfig, Config, DataRecord
+from periplus.data import ImageData, load_data
+from periplus.errors import Interrupted, NonFiniteError, UsageError
+from periplus.files import write_atomically
+from periplus.locks import hold
+from periplus.machine import deterministic
+from periplus.runs import TIMING, Run, append_line, build_networks, channel_of, describe_data, read_environment, stream
+from periplus.training import Plan, check_vacant, cuda_index, is_finished, plan, prepare, resolve
+from periplus.training.autoencoder import (
+    MEASURES,
+    Bank,
+    Channel,
+    State,
+    bank_images,
+    distortion_of,
+    log,
+    mean_image,
+    new_state,
+    rate_of,
+    save_samples,
+    set_learning_rate,
+)
+from periplus.training.interruption import StopRequest
+from periplus.training.journal import Clock, OnProgress, Progress, check_finite, save_checkpoint
+from periplus.training.steps import Batches, due, hold_out, on_host, seed_step, some_images, steps_in_all, to_float
+
+#: What cells of one stack may differ in.
+VARIED = ("beta", "seed")
+ARCHITECTURES = ("mlp", "linear")
+
+Cell = tuple[AutoencoderConfig, Path]
+"""A configuration and the run folder to make of it."""
+
+
+def why_not(configs: Sequence[Config]) -> str | None:
+    """What keeps these configurations from being one stack, in words; None where nothing does."""
+    first = configs[0]
+    if not isinstance(first, AutoencoderConfig):
+        return f"'{first.model}' is not an autoencoder"
+    if first.architecture not in ARCHITECTURES:
+        return f"architecture '{first.architecture}' cannot be stacked: {' and '.join(ARCHITECTURES)} can"
+    if first.precision == "bfloat16":
+        return "stacked cells compute in float32"
+    for config in configs[1:]:
+        if type(config) is not type(first):
+            return f"'{config.model}' and '{first.model}' are of different kinds"
+        for field in dataclasses.fields(config):
+            if field.name not in VARIED and getattr(config, field.name) != getattr(first, field.name):
+                return f"cells differ in {field.name}: those of a stack may differ in {' and '.join(VARIED)} only"
+    return None
+
+
+# ---- networks side by side ------------------------------------------------------------------------------------------------------------------
+
+
+class _Affine(torch.autograd.Function):
+    """x (C, B, in), weight (C, out, in), bias (C, out) -> (C, B, out). Its own backward gives the gradient of the weight in the weight's own order of
+    memory; that of `baddbmm` is transposed, and Adam then spends as long on copying it as on using it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias[:, None], x, weight.mT)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        d_x = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
+        return d_x, torch.bmm(gradient.mT, x), gradient.sum(1)
+
+
+class StackedLinear(nn.Module):
+    """The affine layers of C cells: rows (C B, in), those of the first cell first, to (C B, out)."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.weight = _stacked([layer.weight for layer in layers])
+        self.bias = _stacked([layer.bias for layer in layers])
+
+    def forward(self, rows: Tensor) -> Tensor:
+        cells, out, width = self.weight.shape
+        y: Tensor = _Affine.apply(rows.reshape(cells, -1, width), self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return y.view(-1, out)
+
+
+class StackedScaleHead(nn.Module):
+    """`ConstantScaleHead` of C cells."""
+
+    def __init__(self, heads: Sequence[ConstantScaleHead]) -> None:
+        super().__init__()
+        self.head = StackedLinear([head.head for head in heads])
+        self.gate = _stacked([head.gate for head in heads])
+        self.log_clip = heads[0].log_clip
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.head(rows)
+        log_scale = self.gate if self.log_clip is None else self.log_clip - softplus(-self.gate)
+        return mean, log_scale.repeat_interleave(len(mean) // len(log_scale), 0)
+
+
+def _stacked(parameters: Sequence[Tensor]) -> nn.Parameter:
+    return nn.Parameter(torch.stack([p.detach() for p in parameters]))
+
+
+def stack_modules(modules: Sequence[nn.Module]) -> nn.Module:
+    """One module of the rows of all cells, from C of one shape; parameters (C, ...) under the same names, in the same order."""
+    first = modules[0]
+    if isinstance(first, nn.Linear):
+        return StackedLinear(modules)  # type: ignore[arg-type]
+    if isinstance(first, ConstantScaleHead):
+        return StackedScaleHead(modules)  # type: ignore[arg-type]
+    if any(True for _ in first.parameters(recurse=False)):
+        raise UsageError(f"a {type(first).__name__} cannot be stacked: it has parameters of its own")
+    made = copy.copy(first)
+    made._modules = {name: stack_modules([m.get_submodule(name) for m in modules]) for name in first._modules}
+    return made
+
+
+@dataclass
+class Stack:
+    """The networks of all cells and their optimiser. `states[c]` is cell c's own state, whose tensors are views into the stacked ones.
+
+    So a cell is logged, drawn and saved by the functions of a separate run, which see nothing unusual.
+    """
+
+    networks: nn.ModuleDict
+    optimizer: torch.optim.Adam
+    states: list[State]
+    sums: Tensor
+    """(C, 4): `State.sums` of every cell."""
+    chain: Tensor | None
+    """echo: (C, d), the last code of the batch before of every cell."""
+
+    def tell_states(self, step: int, summed: int) -> None:
+        """Let the cells' own states say where they are: what is a number or replaced every step, and so no view."""
+        for c, state in enumerate(self.states):
+            state.step, state.summed = step, summed
+            state.chain = None if self.chain is None else self.chain[c]
+
+
+def stack_states(states: list[State], config: AutoencoderConfig) -> Stack:
+    """Cells' states (all at one step) as one, of which they become views."""
+    networks = nn.ModuleDict({part: stack_modules([s.networks[part] for s in states]) for part in states[0].networks})
+    parameters = list(networks.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    own = [list(state.networks.parameters()) for state in states]
+    for k, stacked in enumerate(parameters):
+        moments: dict[str, Any] = {"step": torch.tensor(float(states[0].step), device=stacked.device)}
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name] = torch.stack([s.optimizer.state[p[k]].get(name, torch.zeros_like(p[k])) for s, p in zip(states, own, strict=True)])
+        optimizer.state[stacked] = moments
+        for c, (state, mine) in enumerate(zip(states, own, strict=True)):
+            mine[k].data = stacked.data[c]
+            state.optimizer.state[mine[k]] = {name: value if name == "step" else value[c] for name, value in moments.items()}
+    sums = torch.stack([state.sums for state in states])
+    for c, state in enumerate(states):
+        state.sums = sums[c]
+    chains = [state.chain for state in states if state.chain is not None]
+    return Stack(networks, optimizer, states, sums, torch.stack(chains) if chains else None)
+
+
+# ---- randomness -----------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What the distinct seeds of a stack decide: batches, noise, held-out images. Cells of one seed share them, whatever their beta."""
+
+    configs: list[AutoencoderConfig]
+    """One configuration for each seed."""
+    batches: list[Batches]
+    watched: list[Tensor | None]
+    """Held-out images to log; None where none are held out."""
+    shown: list[Tensor]
+    """Images for the grids of samples."""
+    banks: list[Tensor]
+    starts: list[Tensor]
+    """Mean images (C, H, W)."""
+    of_cell: list[int]
+    index: Tensor
+    """`of_cell` on the device: which seed is each cell's."""
+
+    @property
+    def population(self) -> int:
+        """Training images of every cell."""
+        return len(self.batches[0].images)
+
+    def images(self, step: int) -> Tensor:
+        """The batches of all cells, (C B, ...)."""
+        drawn = torch.stack([batches(step) for batches in self.batches])
+        return drawn.index_select(0, self.index).flatten(0, 1)
+
+    def noise(self, channel: Channel, shape: Sequence[int], step: int) -> Tensor:
+        """The noise of this step of all cells, (C, ...), for codes of one cell's shape (B, d)."""
+        drawn = []
+        for config in self.configs:
+            seed_step(config, step)
+            drawn.append(channel.noise(shape, device=config.device))
+        return torch.stack(drawn).index_select(0, self.index)
+
+
+def gather_seeds(configs: Sequence[AutoencoderConfig], data: ImageData) -> Seeds:
+    """Everything that the seeds of these cells decide."""
+    own = {config.seed: config for config in configs}
+    device, splits = configs[0].device, [hold_out(config, data) for config in own.values()]
+    of_cell = [list(own).index(config.seed) for config in configs]
+    made = Seeds(list(own.values()), [], [], [], [], [], of_cell, torch.tensor(of_cell, device=device))
+    for config, (training, held_out) in zip(own.values(), splits, strict=True):
+        images = to_float(some_images(config, training if held_out is None else held_out))
+        made.batches.append(Batches(training.images.to(device), config.batch_size, config.seed))
+        made.watched.append(None if held_out is None else images)
+        made.shown.append(images)
+        made.banks.append(bank_images(config, training))
+        made.starts.append(mean_image(training))
+    return made
+
+
+# ---- one step -------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Loss:
+    """What a step of all cells needs beside their networks: betas (C,), the channel, the seeds; `laps` of the echo rings of step 0."""
+
+    config: AutoencoderConfig
+    betas: Tensor
+    channel: Channel
+    seeds: Seeds
+    laps: list[int] = dataclasses.field(default_factory=list)
+
+    def send(self, stack: Stack, mean: Tensor, log_scale: Tensor, step: int) -> Tensor:
+        """Codes (C, B, d) of encodings (C, B, d): each cell's as a separate run draws them."""
+        if isinstance(self.channel, EchoChannel) and stack.chain is None:
+            return self._begin_chains(self.channel, stack, mean, log_scale, step)
+        noise = self.seeds.noise(self.channel, mean.shape[1:], step)
+        if isinstance(self.channel, EchoChannel):
+            z, stack.chain = self.channel.advance(mean, log_scale, stack.chain, noise=noise)
+            return z
+        return self.channel.transmit(mean, log_scale, noise)
+
+    def _begin_chains(self, channel: EchoChannel, stack: Stack, mean: Tensor, log_scale: Tensor, step: int) -> Tensor:
+        """The first step, where each cell's ring may be lengthened by draws of its own."""
+        self.laps = [channel.laps(cell) for cell in log_scale]
+        sent = []
+        for c, k in enumerate(self.seeds.of_cell):
+            seed_step(self.seeds.configs[k], step)
+            sent.append(channel.advance(mean[c], log_scale[c], None))
+        stack.chain = torch.stack([chain for _, chain in sent])
+        return torch.stack([z for z, _ in sent])
+
+    def replay(self, cell: int, step: int, shape: Sequence[int]) -> None:
+        """Bring the generators to where a separate run's are after this step: what is drawn next belongs to its log and its grids."""
+        config = self.seeds.configs[self.seeds.of_cell[cell]]
+        seed_step(config, step)
+        self.channel.noise(shape, device=config.device)
+        if step == 0 and self.laps and self.laps[cell] > 1 and isinstance(self.channel, EchoChannel):
+            self.channel.noise(shape, laps=self.laps[cell] - 1, device=config.device)
+
+
+def stacked_step(stack: Stack, loss: Loss, step: int, healthy: Tensor) -> tuple[Tensor, Tensor]:
+    """One Adam step of all cells. Returns (measures (C, 4), healthy (C,)): the flag of a cell, once false, stays false."""
+    config, cells = loss.config, len(stack.states)
+    images = loss.seeds.images(step)
+    mean, log_scale = (part.view(cells, -1, part.shape[-1]) for part in stack.networks["encoder"](images))
+    z = loss.send(stack, mean, log_scale, step)
+    output = stack.networks["decoder"](z.flatten(0, 1))
+    distortion = distortion_of(config, output, images).view(cells, -1).mean(1)
+    rate = rate_of(config, loss.channel, z, mean, log_scale, loss.seeds.population).mean(1)
+    total = distortion + loss.betas * rate
+    parameters = list(stack.networks.parameters())
+    gradients = torch.autograd.grad(total.sum(), parameters, materialize_grads=True)
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]), dim=0)
+    healthy = healthy & total.isfinite() & norm.isfinite()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    stack.optimizer.step()  # a sick cell's numbers stay in its own slice, and it writes nothing more
+    return torch.stack([total, distortion, rate, norm], 1).detach(), healthy
+
+
+# ---- the loop -------------------------------------------------------------------------------------------------------------------------------
+
+
+class ShareClock(Clock):
+    """A cell's clock: its share of the time of `cells` cells that are trained together."""
+
+    cells = 1
+
+    def lap(self, step: int) -> float:
+        now = time.perf_counter()
+        elapsed, done = (now - self.last) / self.cells, step - self.step
+        self.seconds, self.last, self.step = self.seconds + elapsed, now, step
+        rate = max(done * self.images_per_step / max(elapsed, 1e-9), 1e-9)
+        append_line(self.path, {"step": step, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1), "cells": self.cells})
+        return rate
+
+
+def train_group(cells: Sequence[Cell], starts: Sequence[Checkpoint | None], data: ImageData, on_progress: OnProgress | None) -> dict[Path, str]:
+    """Train prepared cells that are all at one step, to the end. Returns what went wrong, by folder.
+
+    Raises Interrupted after a signal, with a checkpoint of every healthy cell left.
+    """
+    configs, folders = [config for config, _ in cells], [folder for _, folder in cells]
+    first, seeds = configs[0], gather_seeds(configs, data)
+    stack = stack_states([_state(config, seeds, c, start, data) for c, (config, start) in enumerate(zip(configs, starts, strict=True))], first)
+    betas = torch.tensor([config.beta for config in configs], dtype=torch.float32, device=first.device)
+    loss = Loss(first, betas, channel_of(first), seeds)
+    steps, begun = steps_in_all(first, seeds.population), stack.states[0].step
+    journal = Journal(stack, loss, list(cells), steps, begun, on_progress)
+    healthy = torch.ones(len(cells), dtype=torch.bool, device=first.device)
+    summed = stack.states[0].summed
+    with StopRequest() as stop:
+        for step in range(begun, steps):
+            _schedule(stack, first, step, steps)
+            measures, healthy = stacked_step(stack, loss, step, healthy)
+            stack.sums += measures.double()
+            summed += 1
+            logs, draws, saves = (due(step + 1, every, steps) for every in (first.log_every, first.sample_every, first.checkpoint_every))
+            if on_host(first) or logs or draws or saves or stop.requested:
+                journal.freeze(healthy, step)
+            stopping = stop.requested is not None
+            if logs or draws or saves or stopping:
+                stack.tell_states(step + 1, summed)
+                journal.write(step, logs, draws, saves or stopping)
+                summed = stack.states[0].summed if not logs else 0
+            if stopping and step + 1 < steps:
+                raise Interrupted(f"stopped by {stop.requested} at step {step + 1} of {steps} of {len(cells)} cells; go on with --resume")
+            if len(journal.frozen) == len(folders):
+                break
+    return journal.frozen
+
+
+def _state(config: AutoencoderConfig, seeds: Seeds, cell: int, start: Checkpoint | None, data: ImageData) -> State:
+    """A cell's state as a separate run begins it, or goes on with it."""
+    torch.manual_seed(stream(config.seed, "networks"))
+    networks = AutoencoderNetworks(*build_networks(config, data.shape))
+    mean = seeds.starts[seeds.of_cell[cell]]
+    start_at_mean(networks.decoder, mean, logits=config.architecture != "linear" or config.likelihood == "bernoulli")
+    state = new_state(config, networks, config.device)
+    if start is not None:
+        state.restore(start)
+    return state
+
+
+def _schedule(stack: Stack, config: AutoencoderConfig, step: int, steps: int) -> None:
+    """The step size of this step."""
+    set_learning_rate(State(stack.networks, stack.optimizer, stack.sums, step=step), config, steps)
+
+
+class Journal:
+    """What the cells of a stack leave behind: lines, grids and checkpoints by the functions of a separate run; those that are frozen leave no more."""
+
+    def __init__(self, stack: Stack, loss: Loss, cells: list[Cell], steps: int, begun: int, on_progress: OnProgress | None) -> None:
+        self.stack, self.loss, self.cells, self.steps = stack, loss, cells, steps
+        self.on_progress = on_progress
+        self.frozen: dict[Path, str] = {}
+        self.banks = [Bank(config, loss.seeds.banks[k]) for (config, _), k in zip(cells, loss.seeds.of_cell, strict=True)]
+        self.clocks = [ShareClock(folder, config, loss.seeds.population, begun) for config, folder in cells]
+        for clock in self.clocks:
+            clock.cells = len(cells)
+
+    def freeze(self, healthy: Tensor, step: int) -> None:
+        """Note the cells whose flag has gone down: waits for the device."""
+        if bool(healthy.all()):
+            return
+        for (_, folder), flag in zip(self.cells, healthy.cpu(), strict=True):
+            if folder not in self.frozen:
+                try:
+                    check_finite(flag, step, folder)
+                except NonFiniteError as error:
+                    self.frozen[folder] = str(error)
+
+    def write(self, step: int, logs: bool, draws: bool, saves: bool) -> None:
+        """What is due after this step, of every healthy cell."""
+        told: list[Progress] = []
+        for c, (config, folder) in enumerate(self.cells):
+            if folder in self.frozen:
+                continue
+            state, k = self.stack.states[c], self.loss.seeds.of_cell[c]
+            if logs or draws:
+                self.loss.replay(c, step, (config.batch_size, config.latent_dim))
+            if logs:
+                log(state, config, self.loss.channel, self.loss.seeds.watched[k], self.clocks[c], folder, self.steps, told.append)
+            if draws:
+                save_samples(state, config, self.loss.channel, self.loss.seeds.shown[k], self.banks[c], folder)
+            if saves:
+                save_checkpoint(folder, config, state.step, self.steps, state.tensors() | self.banks[c](state), {"summed": state.summed})
+        if told and self.on_progress is not None:
+            self.on_progress(dataclasses.replace(told[0], seconds_left=told[0].seconds_left * len(self.cells)))
+
+
+# ---- the door -------------------------------------------------------------------------------------------------------------------------------
+
+
+def train_stacked(
+    cells: Sequence[Cell],
+    data: ImageData | str | os.PathLike[str],
+    *,
+    source: str | None = None,
+    resume: bool = False,
+    on_progress: OnProgress | None = None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> list[Run]:
+    """Train cells that differ only in beta and seed together, each into an ordinary run folder, and open them.
+
+    Args:
+        cells: (configuration, run folder) of each. data, source, warn: as for `periplus.train`.
+        resume: go on from the newest checkpoints. Cells that are finished are left out of the stack; those at different steps (a kill in the middle of
+            saving) are trained as one stack after the other.
+        on_progress: called at every line of metrics: images per second of all cells, time left of the stack.
+
+    Raises:
+        UsageError: as `periplus.train`, and for cells that cannot be one stack. Interrupted: a signal came, every cell has a checkpoint.
+        NonFiniteError: some cells were frozen; raised after the others were finished and saved.
+    """
+    if not cells:
+        return []
+    if not isinstance(data, ImageData):
+        data, source = load_data(data), source or str(data)
+    if reason := why_not([config for config, _ in cells]):
+        raise UsageError(f"these cells cannot be trained as one program: {reason}")
+    record, decided = describe_data(data, source), plan(cells[0][0], data)
+    known = [(config, folder) for (config, folder) in ((resolve(c, data), Path(f)) for c, f in cells) if isinstance(config, AutoencoderConfig)]
+    frozen: dict[Path, str] = {}
+    with contextlib.ExitStack() as locks:
+        left = list(_enter(known, decided, record, resume, locks))
+        starts = [prepare(folder, config, record, resume, False, warn) for config, folder in left]
+        device = decided.config.device
+        with torch.random.fork_rng(devices=cuda_index(device)), deterministic(device):
+            for step in sorted({_step(start) for start in starts} - {decided.steps}, reverse=True):
+                group = [(cell, start) for cell, start in zip(left, starts, strict=True) if _step(start) == step]
+                _say_stacked([folder for (_, folder), _ in group])
+                frozen |= train_group([cell for cell, _ in group], [start for _, start in group], data, on_progress)
+    if frozen:
+        names = ", ".join(folder.name for folder in frozen)
+        raise NonFiniteError(f"{len(frozen)} of {len(known)} cells: {names}: {next(iter(frozen.values()))}")
+    return [Run(folder, config.device) for config, folder in known]
+
+
+def _step(start: Checkpoint | None) -> int:
+    return 0 if start is None else start.step
+
+
+def _enter(cells: Iterable[Cell], decided: Plan, record: DataRecord, resume: bool, locks: contextlib.ExitStack) -> Iterator[Cell]:
+    """The cells with something left to do, their folders made and locked for as long as `locks` is open."""
+    for config, folder in cells:
+        check_vacant(folder, resume)
+        if resume and is_finished(folder, dataclasses.replace(decided, config=config), record):
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        locks.enter_context(hold(folder, f"training {config.model} (stacked)"))
+        yield config, folder
+
+
+def _say_stacked(folders: Sequence[Path]) -> None:
+    """Let env.json say that this session's time is a share."""
+    import json
+
+    for folder in folders:
+        path, sessions = folder / "env.json", read_environment(folder)
+        record = json.loads(path.read_text(encoding="utf-8"))
+        sessions[-1]["stacked_cells"] = len(folders)
+        write_atomically(path, json.dumps({**record, "sessions": sessions}, indent=2) + "\n")
