@@ -13,12 +13,14 @@ pythae 0.1.2 lives in an environment of its own (it needs pydantic < 2); a `.pth
     python -c "import site; print(site.getsitepackages()[0])" > /tmp/pythae/lib/python3.11/site-packages/ours.pth
 
 The loss that each reports for an epoch, nats per image, is the mean over it while it was being trained: both must be training the same objective.
-The two differ in the activation (leaky) and in the initial weights and output bias, as each library has them. Writes benchmarks/results/vae_epoch.json.
+The two differ in the activation (leaky) and in the initial weights and output bias, as each library has them.
+Writes benchmarks/results/vae_epoch.json; with --images, for a first look, it only prints.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -55,13 +57,14 @@ class Turns:
         self.channel.flush()
 
 
-def train_periplus(epochs: int, threads: int, precision: str) -> None:
+def train_periplus(epochs: int, threads: int, precision: str, images: int) -> None:
     import torch
 
     import periplus
 
     torch.set_num_threads(threads)
-    data, turns = periplus.load_data("mnist"), Turns()
+    turns, whole = Turns(), periplus.load_data("mnist")
+    data = dataclasses.replace(whole, images=whole.images[:images], labels=None)
     steps = len(data) // BATCH
     config = periplus.AutoencoderConfig(
         "vae",
@@ -128,7 +131,7 @@ def launch(side: str, python: str, arguments: argparse.Namespace, images: str) -
     command = [python, __file__, "--side", side, "--epochs", str(arguments.epochs + 1), "--threads", str(arguments.threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
     process = subprocess.Popen(
-        [*command, "--precision", arguments.precision],
+        [*command, "--precision", arguments.precision, "--images", str(arguments.images)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=None if arguments.verbose else subprocess.DEVNULL,
@@ -160,7 +163,7 @@ def paired(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
 
     with tempfile.TemporaryDirectory() as folder:
         images = str(Path(folder) / "mnist.npy")
-        np.save(images, periplus.load_data("mnist").images.numpy())
+        np.save(images, periplus.load_data("mnist").images[: arguments.images].numpy())
         interpreters = {"periplus": sys.executable, "pythae": arguments.pythae_python}
         processes = {side: launch(side, python, arguments, images) for side, python in interpreters.items()}
         epochs: dict[str, list[dict[str, float]]] = {side: [] for side in processes}
@@ -175,12 +178,12 @@ def paired(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     return epochs
 
 
-def summary(epochs: list[dict[str, float]]) -> dict[str, object]:
+def summary(epochs: list[dict[str, float]], images: int) -> dict[str, object]:
     seconds = [e["seconds"] for e in epochs[1:]]
     return {
         "seconds_per_epoch": {"median": statistics.median(seconds), "lowest": min(seconds), "highest": max(seconds)},
         "cpu_seconds_per_epoch": statistics.median(e["cpu_seconds"] for e in epochs[1:]),
-        "batches_per_second": 60000 / BATCH / statistics.median(seconds),
+        "batches_per_second": images / BATCH / statistics.median(seconds),
         "loss": epochs[-1]["loss"],
         "epochs": epochs,
     }
@@ -192,11 +195,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5, help="timed epochs of each, after one that warms up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="ours; pythae's is float32")
+    parser.add_argument("--images", type=int, default=60000, help="of MNIST's, a multiple of the batch; fewer for a first look")
     parser.add_argument("--verbose", action="store_true", help="show what the trainers say")
     parser.add_argument("--side", choices=("periplus", "pythae"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side == "periplus":
-        return train_periplus(arguments.epochs, arguments.threads, arguments.precision)
+        return train_periplus(arguments.epochs, arguments.threads, arguments.precision, arguments.images)
     if arguments.side == "pythae":
         return train_pythae(arguments.epochs, arguments.threads)
     if arguments.pythae_python is None:
@@ -213,11 +217,12 @@ def main() -> None:
         "precision": arguments.precision,
         "ratio": {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)},
         "load_at_start": started,
-        **{side: summary(values) for side, values in epochs.items()},
+        **{side: summary(values, arguments.images) for side, values in epochs.items()},
         "commit": commit(),
         "environment": environment("cpu"),
     }
-    (RESULTS / "vae_epoch.json").write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.images == 60000:
+        (RESULTS / "vae_epoch.json").write_text(json.dumps(result, indent=1) + "\n")
     for side in epochs:
         print(f"{side:>8}: {result[side]['seconds_per_epoch']}, loss {result[side]['loss']:.2f} nats")
     print(f"   ratio: {result['ratio']}")

@@ -19,8 +19,8 @@ FLOORS = [
     {"data", "networks", "autoencoders", "pictures"},
     {"config", "machine", "locks", "checkpoints", "runs", "training"},
     {"evaluation"},
-    {"plots", "report"},
-    {"study", "doctor", "console", "commands", "cli", "__main__", "__init__"},  # the doors; __init__ is the front one
+    {"plots", "report", "console", "engines", "sweeps"},
+    {"study", "doctor", "sweep_command", "commands", "cli", "__main__", "__init__"},  # the doors; __init__ is the front one
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: Within floor 0 the mathematics knows nothing but what can go wrong.

@@ -88,8 +88,8 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
     ("words", "named"),
     [
         ("trian", r"unknown command 'trian' \(did you mean 'train'\?\)"),
-        ("train", "periplus train needs one of gan, wgan-gp first"),
-        ("train gam", r"unknown model 'gam' \(did you mean 'gan'\?\): known are gan, wgan-gp"),
+        ("train", "periplus train needs one of gan, wgan-gp, vae, echo first"),
+        ("train gam", r"unknown model 'gam' \(did you mean 'gan'\?\): known are gan, wgan-gp, vae, echo"),
         ("train gan", "--data"),
         ("train gan --data digits", "--out"),
         ("train gan --data digits --out OUT --epocs 3", "--epocs"),
@@ -104,6 +104,17 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
         ("train gan --data digits --out OUT --image-size 0", "image_size: 0"),
         ("train gan --data digits --out OUT --batch-size 1400", "--batch-size is 1400, but only 1350 images are left"),
         ("train gan --data digits --out OUT --held-out 1500", "--held-out is 1500: it leaves no image"),
+        ("train vae --data digits --out OUT --preset sheet", "--preset sheet is not for 'vae': it is for gan, wgan-gp"),
+        ("train gan --data digits --out OUT --preset paper", "--preset paper is not for 'gan': it is for vae, echo"),
+        ("train vae --data digits --out OUT --preset papers", "--preset is 'papers': use one of default, sheet, paper"),
+        ("train vae --data digits --out OUT --rate echo", "echo.*--rate"),
+        ("train vae --data digits --out OUT --clip 0.99", "--clip"),  # of the other channel
+        ("train echo --data digits --out OUT --rate prior", "--rate"),
+        ("train echo --data digits --out OUT --estimator mixture", "--estimator"),
+        ("train echo --data digits --out OUT --clip 0.9", r"--clip is 0.9: it must be in \[0.985, 1\)"),
+        ("train vae --data digits --out OUT --beta -1", "--beta is -1.0: it must be zero or more"),
+        ("train vae --data digits --out OUT --architecture custom", "custom.*--architecture"),
+        ("train vae --data digits --out OUT --architecture conv --image-size 7", "7x7 cannot be halved twice"),
         ("sample", "RUN"),
         ("report", "at least one RUN"),
         ("data", "needs one of list, fetch, verify"),
@@ -213,6 +224,8 @@ OPTIONS = {
     "study": "--data --out --preset --only --resume --archive --author --collaborators --hours --json --debug",
     "train gan": "--data --out --epochs --batch-size --latent-dim --architecture --learning-rate --seed --device --precision --resume --json --debug",
     "train wgan-gp": "--data --out --epochs --batch-size --latent-dim --learning-rate --seed --penalty-weight --critic-steps --resume --dry-run",
+    "train vae": "--data --out --rate --beta --estimator --likelihood --sigma --hidden --depth --schedule --architecture --preset --resume --dry-run",
+    "train echo": "--data --out --beta --likelihood --sigma --hidden --depth --clip --schedule --architecture --preset --resume --dry-run --json",
     "sample": "RUN --n --out --seed --json --debug",
     "report": "RUN --out --json --debug",
     "data list": "--root --json --debug",
@@ -236,7 +249,7 @@ def test_help_of_all(call: Call) -> None:
     for command in cli.commands():
         assert f"  {command} " in answer.out
     assert "2 usage, 3 data, 4 run or checkpoint, 5 non-finite, 130" in answer.out
-    for group, words in (("train", ("gan", "wgan-gp")), ("data", ("list", "fetch", "verify"))):
+    for group, words in (("train", ("gan", "wgan-gp", "vae", "echo")), ("data", ("list", "fetch", "verify"))):
         answer = call(group, "--help")
         assert answer.code == 0 and all(word in answer.out for word in words)
     assert re.fullmatch(r"periplus \d+\.\d+\.\d+\n", call("--version").out)
@@ -261,6 +274,61 @@ def test_dry_run_writes_nothing(call: Call, tmp_path: Path) -> None:
     answer = call("train", "gan", "--data", "digits", "--out", tmp_path / "run", "--dry-run", "--preset", "sheet")
     assert answer.code == 0 and "nothing was written" in answer.out
     assert "learning_rate = 0.0001" in answer.out and f"{100 * (1350 // 512)} steps" in answer.out
+    assert list(tmp_path.iterdir()) == []
+
+
+HIDDEN = {"gan": "--penalty-weight --beta", "wgan-gp": "--generator-loss", "vae": "--clip --ema --critic-steps", "echo": "--rate --estimator --ema"}
+
+
+@pytest.mark.parametrize("model", HIDDEN)
+def test_help_hides_what_a_model_has_no_use_for_and_tells_its_defaults(model: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    said = call("train", model, "--help").out
+    for option in HIDDEN[model].split():
+        assert not re.search(rf"{option}\b(?!\d)", said), option
+    assert "custom" not in re.search(r"--architecture \{(.*?)\}", said)[1]  # type: ignore[index]
+    for option, default in {"vae": {"rate": "prior"}, "echo": {"clip": "0.99"}, "gan": {"beta1": "0.5"}}.get(model, {}).items():
+        assert re.search(rf"--{option} [^\n]*\n?[^\n]*\(default: {default}\)", said), option
+
+
+AUTOENCODER = ["--batch-size", "16", "--latent-dim", "4", "--hidden", "16", "--max-steps", "4", "--log-every", "2", "--threads", "1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("vae", {"rate": "prior", "estimator": None, "clip": None, "sigma": None}),
+        ("vae --rate marginal --likelihood gaussian", {"rate": "marginal", "estimator": "stratified", "sigma": 0.5**0.5}),
+        ("vae --rate marginal --estimator mixture --beta 0.5 --schedule cosine", {"rate": "marginal", "estimator": "mixture", "beta": 0.5}),
+        ("echo --clip 0.985", {"rate": "echo", "clip": 0.985}),
+    ],
+)
+def test_autoencoders_are_trained_resumed_and_sampled(words: str, expected: dict[str, object], call: Call, tmp_path: Path) -> None:
+    model, run = words.split()[0], tmp_path / "run"
+    answer = call("train", *words.split(), "--data", "digits", "--out", run, *AUTOENCODER)
+    assert (answer.code, answer.out) == (0, f"{run}: 4 steps done\n"), answer
+    config = runs.load_run(run).config
+    assert {name: getattr(config, name) for name in expected} == expected and config.model == model
+    before = stamps(run)
+    answer = call("train", model, "--resume", "--out", run)
+    assert answer.code == 0 and "is finished: 4 steps were done" in answer.out and stamps(run) == before
+    if config.schedule == "constant":  # type: ignore[union-attr]
+        assert call("train", model, "--resume", "--out", run, "--max-steps", 6, "--threads", 1).out.endswith("6 steps done\n")
+    else:
+        answer = call("train", model, "--resume", "--out", run, "--max-steps", 6, "--threads", 1)
+        assert answer.code == 2 and "max_steps = 4, not 6" in answer.err.splitlines()[-1]
+    assert call("sample", run, "--n", 6, "--out", tmp_path / "six.npz").code == 0
+    assert load_data(tmp_path / "six.npz").images.shape == (6, 1, 8, 8)
+
+
+def test_dry_run_of_the_papers_preset(call: Call, tmp_path: Path) -> None:
+    answer = call("train", "echo", "--preset", "paper", "--data", "digits", "--out", tmp_path / "run", "--dry-run", "--json")
+    plan = json.loads(answer.out)
+    given = {"architecture": "echo-paper", "latent_dim": 32, "batch_size": 100, "epochs": 200, "learning_rate": 3e-4, "clip": 0.99, "rate": "echo"}
+    assert {name: plan["config"][name] for name in given} == given and plan["steps"] == 200 * 13
+    assert plan["parameters"].keys() == {"encoder", "decoder"}
+    answer = call("train", "vae", "--preset", "paper", "--epochs", 3, "--data", "digits", "--out", tmp_path / "run", "--dry-run")
+    assert answer.code == 0 and "epochs = 3" in answer.out and "rate = prior" in answer.out and "nothing was written" in answer.out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from periplus import AdversarialConfig
-from periplus.config import DataRecord, check_types, nearest, read_config, write_config
+from periplus import AdversarialConfig, AutoencoderConfig
+from periplus.config import DataRecord, check_types, config_for, nearest, read_config, write_config
 from periplus.errors import RunError, UsageError
 
 DATA = DataRecord("digits", "train", 1500, 1, 8, 8, "ab" * 32)
@@ -211,8 +211,9 @@ DAMAGE = {
     "table that is a value": (damaged(kind='kind = "adversarial"\ntraining = 3', training=""), r"table \[training\] is missing"),
     "array of tables": (damaged(training="[[training]]\nepochs = 3"), r"table \[training\] is missing"),
     "missing keys": (damaged(data='[data]\nsource = "x"\nimages = 3'), r"\[data\] lacks split, channels, height, width, sha256"),
-    "missing kind": (damaged(kind=""), r"kind is None; known kinds: adversarial"),
-    "unknown kind": (damaged(kind='kind = "autoencoder"'), r"kind is 'autoencoder'"),
+    "missing kind": (damaged(kind=""), r"kind is None; known kinds: adversarial, autoencoder"),
+    "unknown kind": (damaged(kind='kind = "flow"'), r"kind is 'flow'; known kinds: adversarial, autoencoder"),
+    "another kind": (damaged(kind='kind = "autoencoder"'), r"--model is 'gan': one of vae, echo is needed"),
     "kind that is a list": (damaged(kind='kind = ["adversarial"]'), r"kind is \['adversarial'\]"),
     "kind that is a table": (damaged(kind="kind = {a = 1}"), r"kind is \{'a': 1\}"),
     "wrong type": (damaged(training='[training]\nepochs = "3"'), r"epochs is '3': an integer"),
@@ -290,3 +291,102 @@ def test_a_file_in_the_place_of_a_folder_and_a_folder_in_the_place_of_a_file(tmp
 
 def test_the_nearest_word():
     assert nearest("epoch", ["epochs", "ema"]) == " (did you mean 'epochs'?)" and nearest("xyzzy", ["epochs"]) == ""
+
+
+# ---- autoencoders ---------------------------------------------------------------------------------------------------------------------------------
+
+BAD_AUTOENCODERS: list[tuple[str, dict[str, Any], str]] = [
+    *(
+        (n, {n: 0}, "at least 1")
+        for n in ["epochs", "latent_dim", "hidden", "depth", "log_every", "sample_every", "checkpoint_every", "keep_last", "max_steps"]
+    ),
+    *((n, {n: 1.5}, "an integer") for n in ("epochs", "latent_dim", "hidden", "depth", "batch_size", "held_out", "seed")),
+    ("batch_size", {"batch_size": 1}, "at least 2"),
+    *(("beta", {"beta": value}, "zero or more") for value in (-1.0, -1e-9)),
+    *((n, {n: value}, "a finite number") for n in ("beta", "sigma", "clip", "learning_rate") for value in (math.nan, math.inf, "1", True)),
+    ("learning_rate", {"learning_rate": 0.0}, "positive"),
+    *(("sigma", {"sigma": value, "likelihood": "gaussian"}, "positive") for value in (0.0, -1.0)),
+    ("sigma", {"sigma": 0.5}, "left out, unless the likelihood is gaussian"),
+    *(("clip", {"model": "echo", "clip": value}, r"in \[0.985, 1\)") for value in (0.98, 0.9849, 1.0, 0.0)),
+    ("clip", {"clip": 0.99}, "left out for 'vae': only an echo channel has one"),
+    *((n, {n: value}, r"in \[0, 1\)") for n in ("beta1", "beta2") for value in (1.0, -0.1)),
+    ("held_out", {"held_out": -1}, "zero or more"),
+    ("seed", {"seed": 2**63}, r"in \[0, 2\^63\)"),
+    *(("rate", {"model": "echo", "rate": value}, "left out for 'echo', or one of its own") for value in ("prior", "marginal")),
+    ("rate", {"rate": "echo"}, "left out for 'vae', or one of its own"),
+    ("rate", {"rate": "KL"}, "one of prior, marginal, echo"),
+    *(
+        ("estimator", {"estimator": "mixture", **other}, "left out, unless the rate is marginal")
+        for other in ({}, {"rate": "prior"}, {"model": "echo"})
+    ),
+    ("estimator", {"rate": "marginal", "estimator": "exact"}, "one of stratified, leave-one-out, mixture"),
+    ("likelihood", {"likelihood": "mse"}, "one of bernoulli, gaussian"),
+    ("architecture", {"architecture": "resnet"}, "one of mlp, conv, echo-paper, linear, custom"),
+    ("schedule", {"schedule": "linear"}, "one of constant, cosine"),
+    ("precision", {"precision": "float16"}, "one of auto, float32, bfloat16"),
+    ("model", {"model": "gan"}, "one of vae, echo"),
+    ("device", {"device": 0}, "text"),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "rule"), BAD_AUTOENCODERS, ids=lambda v: str(v)[:30])
+def test_a_bad_value_of_an_autoencoder_is_named_with_its_rule(name: str, values: dict[str, Any], rule: str):
+    with pytest.raises(UsageError, match=rule) as caught:
+        AutoencoderConfig(**values)
+    said = str(caught.value)
+    assert said.startswith(f"--{name.replace('_', '-')}") and name in said and repr(values[name]) in said and "\n" not in said
+
+
+def test_every_field_of_an_autoencoder_has_a_bad_value_above():
+    assert {name for name, _, _ in BAD_AUTOENCODERS} == {f.name for f in dataclasses.fields(AutoencoderConfig)}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, {"rate": "prior", "estimator": None, "sigma": None, "clip": None}),
+        ({"rate": "marginal"}, {"rate": "marginal", "estimator": "stratified", "sigma": None, "clip": None}),
+        ({"rate": "marginal", "estimator": "mixture"}, {"estimator": "mixture"}),
+        ({"likelihood": "gaussian"}, {"sigma": math.sqrt(0.5), "estimator": None}),
+        ({"likelihood": "gaussian", "sigma": 2.0}, {"sigma": 2.0}),
+        ({"model": "echo"}, {"rate": "echo", "clip": 0.99, "estimator": None}),
+        ({"model": "echo", "clip": 0.985, "rate": "echo"}, {"rate": "echo", "clip": 0.985}),
+    ],
+)
+def test_resolving_an_autoencoder(values: dict[str, Any], expected: dict[str, Any], tmp_path: Path):
+    resolved = AutoencoderConfig(**values).resolve(1500)
+    assert {name: getattr(resolved, name) for name in expected} == expected and resolved.held_out == 150
+    assert resolved.resolve(60_000) == resolved
+    write_config(tmp_path / "config.toml", resolved, DATA)
+    assert read_config(tmp_path / "config.toml") == (resolved, DATA)
+    assert tomllib.loads((tmp_path / "config.toml").read_text())["kind"] == "autoencoder"
+
+
+def test_the_echo_papers_protocol():
+    paper = AutoencoderConfig.paper(seed=4)
+    assert (paper.model, paper.architecture, paper.latent_dim, paper.batch_size, paper.epochs) == ("echo", "echo-paper", 32, 100, 200)
+    assert paper.learning_rate == 3e-4 and paper.seed == 4 and AutoencoderConfig.paper(model="vae", epochs=2).epochs == 2
+
+
+def test_configurations_by_the_name_of_their_model():
+    assert config_for("echo", beta=2.0) == AutoencoderConfig("echo", beta=2.0) and config_for("gan") == AdversarialConfig("gan")
+    with pytest.raises(UsageError, match=r"unknown model 'vea' \(did you mean 'vae'\?\): known are gan, wgan-gp, vae, echo"):
+        config_for("vea")
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    config=st.builds(
+        AutoencoderConfig,
+        model=st.just("echo"),
+        clip=st.none() | st.floats(0.985, 1, exclude_max=True),
+        beta=st.floats(min_value=0, allow_infinity=False),
+        likelihood=st.just("gaussian"),
+        sigma=st.none() | st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+        schedule=st.sampled_from(["constant", "cosine"]),
+        device=texts,
+    )
+)
+def test_an_autoencoder_is_read_back(tmp_path: Path, config: AutoencoderConfig):
+    write_config(tmp_path / "config.toml", config, DATA)
+    assert read_config(tmp_path / "config.toml") == (config, DATA)

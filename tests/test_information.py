@@ -350,6 +350,19 @@ def test_neighbours_find_the_information_of_correlated_normals(correlation: floa
         ksg_information(x, noise, k=0)
 
 
+def test_neighbours_are_counted_as_the_paper_counts_them():
+    """Strictly nearer than the k-th neighbour of the joint space, which itself is therefore not counted on the side that decided."""
+    from scipy.special import digamma
+
+    x, z = torch.randn(2, 60, 1, generator=source(1), dtype=torch.float64).numpy()
+    dx, dz = np.abs(x - x.T), np.abs(z - z.T)
+    terms = []
+    for i in range(60):
+        radius = np.sort(np.maximum(dx[i], dz[i]))[3]
+        terms.append(digamma(3) + digamma(60) - digamma((dx[i] < radius).sum()) - digamma((dz[i] < radius).sum()))  # the point itself makes n + 1
+    assert ksg_information(torch.from_numpy(x), torch.from_numpy(z)).value == pytest.approx(np.mean(terms), abs=1e-12)
+
+
 def test_active_units_are_counted_by_the_variance_of_the_locations():
     mean = torch.randn(5000, 4, generator=source(1)) * torch.tensor([1.0, 0.2, 0.05, 0.0]) + 100
     assert active_units(mean) == 2 and active_units(mean, 0.5) == 1 and active_units(mean[:1]) == 0
@@ -480,6 +493,8 @@ def test_the_fitted_bound_is_the_rate_of_the_population_for_gaussians():
     train, test = gaussian_data(20_000, 3, 0.5), gaussian_data(5000, 3, 0.5, seed=1)
     bound = fitted_upper_bound(*train, *test)
     assert bound.kind == "upper" and agree(bound.value, 1.5 * math.log(5), bound.standard_error)
+    wide = fitted_upper_bound(*gaussian_data(20_000, 3, 1.5), *gaussian_data(5000, 3, 1.5, seed=1))
+    assert agree(wide.value, 1.5 * math.log1p(1 / 2.25), wide.standard_error)  # the noise's own variance is part of r's
     two_clusters = (train[0] + 10 * (torch.arange(20_000) % 2)[:, None], train[1]), (test[0] + 10 * (torch.arange(5000) % 2)[:, None], test[1])
     loose = fitted_upper_bound(*two_clusters[0], *two_clusters[1])
     assert loose.value > 1.5 * math.log(5) + math.log(2) + 4 * loose.standard_error
@@ -537,6 +552,15 @@ def test_affine_copies_are_flagged_and_correlated_or_constant_dimensions_are_not
         z = echo(mean, log_scale.clamp(max=math.log(0.99)), 500)
         assert echo_certificate(mean, log_scale, z, clip=0.99).statements == ()
         assert echo_certificate(mean, log_scale, clip=0.99).statements == ()
+
+
+def test_copies_by_a_scale_that_varies_are_found_in_the_encodings():
+    """z_2 = 2 z_1 + 3 needs m_2 = 2 m_1 + 3 (1 - s): no affine function of m_1 where s varies."""
+    x = torch.rand(500, 1, generator=source(1), dtype=torch.float64) * 2 - 1
+    s = 0.5 + 0.3 * x.square()
+    tied = s.log().repeat(1, 2)
+    assert "1 dimension(s)" in echo_certificate(torch.cat([x, 2 * x + 3 * (1 - s)], 1), tied, clip=0.99).statements[0]
+    assert echo_certificate(torch.cat([x, 2 * x + 3], 1), tied, clip=0.99).statements == ()
 
 
 def test_a_collapsed_echo_encoder_carries_nothing_but_the_floor():

@@ -475,3 +475,48 @@ def test_losses_take_scores_of_either_shape():
     real, fake = torch.randn(2, 5, generator=seeded())
     for loss in (objectives.gan_discriminator_loss, objectives.wgan_critic_loss):
         torch.testing.assert_close(loss(real, fake), loss(real[:, None], fake[:, None]))
+
+
+# ---- distortions of autoencoders ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_bernoulli_distortion_is_the_cross_entropy_summed_over_pixels(shape: tuple[int, ...]):
+    logits = 8 * torch.randn(shape, generator=seeded(), dtype=torch.float64)
+    images = pair(shape, torch.float64)[0]
+    images.flatten()[:2] = torch.tensor([0.0, 1.0], dtype=torch.float64)[: images.numel()]
+    found = objectives.bernoulli_distortion(logits, images)
+    assert found.shape == shape[:1]
+    torch.testing.assert_close(found, F.binary_cross_entropy_with_logits(logits, images, reduction="none").flatten(1).sum(1))
+
+
+def test_the_bernoulli_distortion_of_extreme_logits_is_finite_and_its_gradient_is_probability_minus_pixel():
+    logits = torch.tensor([[-1e4, -200.0, -30.0, 0.0, 30.0, 200.0, 1e4]]).requires_grad_()
+    for images in (torch.zeros(1, 7), torch.ones(1, 7), torch.full((1, 7), 0.25)):
+        value = objectives.bernoulli_distortion(logits, images)
+        (gradient,) = torch.autograd.grad(value.sum(), logits)
+        expected = (logits.detach().double().clamp(min=0) + torch.log1p(torch.exp(-logits.detach().double().abs())) - logits.detach() * images).sum()
+        assert float(value.detach()) == pytest.approx(float(expected), rel=1e-6)
+        torch.testing.assert_close(gradient, logits.detach().sigmoid() - images, atol=1e-7, rtol=1e-6)
+
+
+def test_the_bernoulli_distortion_is_least_at_the_grey_level_where_it_is_its_entropy():
+    grey = torch.rand(4, 1, 3, 3, generator=seeded(), dtype=torch.float64)
+    logits = grey.logit().requires_grad_()
+    least = objectives.bernoulli_distortion(logits, grey)
+    torch.testing.assert_close(least.detach(), -(grey * grey.log() + (1 - grey) * (1 - grey).log()).sum((1, 2, 3)))
+    (gradient,) = torch.autograd.grad(least.sum(), logits)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient))
+    assert bool((objectives.bernoulli_distortion(logits.detach() + 0.1, grey) > least).all())
+
+
+@pytest.mark.parametrize("sigma", [0.1, math.sqrt(0.5), 3.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gaussian_distortion_and_its_constant_are_the_negative_log_density(shape: tuple[int, ...], sigma: float):
+    images, mean = pair(shape, torch.float64)
+    found = objectives.gaussian_distortion(mean, images, sigma)
+    assert found.shape == shape[:1]
+    density = torch.distributions.Normal(mean, sigma).log_prob(images).flatten(1).sum(1)
+    torch.testing.assert_close(found + objectives.gaussian_constant(images[0].numel(), sigma), -density)
+    if sigma == math.sqrt(0.5):
+        torch.testing.assert_close(found, (images - mean).square().flatten(1).sum(1))  # then it is the squared error

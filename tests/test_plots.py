@@ -118,3 +118,31 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         pictures.neighbour_strip(np.zeros((2, 1, 8, 8)), np.zeros((1, 1, 8, 8)), [1.0], tmp_path / "s.png")
     with pytest.raises(UsageError, match="2 labels for 1 rows"):
         pictures.image_grid(np.zeros((2, 1, 8, 8)), tmp_path / "g.png", labels=["a", "b"])
+
+
+def some_panels() -> list[dict[str, Any]]:
+    x = [1.0, 10.0, 100.0]
+    curve = {"label": "found", "x": x, "y": [0.5, 0.2, -0.1], "low": [0.4, 0.1, -0.2], "high": [0.6, 0.3, 0.0]}
+    ceiling = {"label": "ceiling", "x": x, "y": [1.0, 2.0, np.nan], "plain": True}
+    shared: dict[str, Any] = {"x_label": "size", "y_label": "nats", "x_log": True, "curves": [curve, ceiling]}
+    return [{**shared, "y_log": True, "levels": [{"label": "truth", "y": 0.3}]}, shared]
+
+
+def test_lines_and_densities_are_the_same_bytes_from_the_same_numbers(tmp_path: Path) -> None:
+    edges, density = np.linspace(-1, 1, 5), np.array([0.1, 0.4, 0.4, 0.1])
+    for draw in (
+        lambda path: plots.lines(some_panels(), path),
+        lambda path: plots.densities([{"title": "a", "density": density}], edges, path, "z", reference=density),
+    ):
+        first, second = (draw(tmp_path / name).read_bytes() for name in ("one.svg", "two.svg"))
+        assert first == second and first.startswith(b"<?xml")
+
+
+def test_lines_and_densities_refuse_what_does_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a panel without curves"):
+        plots.lines([{"x_label": "x", "y_label": "y", "curves": []}], tmp_path / "l.svg")
+    with pytest.raises(UsageError, match=r"found has x of shape \(2,\) and y of shape \(1,\)"):
+        plots.lines([{"x_label": "x", "y_label": "y", "curves": [{"label": "found", "x": [1, 2], "y": [1]}]}], tmp_path / "l.svg")
+    with pytest.raises(UsageError, match=r"every density must have shape \(3,\)"):
+        plots.densities([{"title": "a", "density": [1.0, 2.0]}], [0, 1, 2, 3], tmp_path / "d.svg", "z")
+    assert not list(tmp_path.iterdir())

@@ -56,7 +56,9 @@ from periplus.training.adversarial import hold_out
 
 torch.set_num_threads(1)
 
-TINY = Settings(data="tiny.npz", out=Path("study"), epochs=2, seeds=2, author=("Ada",), hours=3.5)
+#: The chapters on adversarial models; those on rate and distortion have tests of their own (test_chapters_one.py).
+TWO = ("2a", "2b")
+TINY = Settings(data="tiny.npz", out=Path("study"), only=TWO, epochs=2, seeds=2, author=("Ada",), hours=3.5)
 COMMAND = "periplus study --data tiny.npz --out study --epochs 2 --seeds 2"
 ODD = "a 'q' \"d\" $x$ #let <b>& `c` *s* [@r] \\n é.npz"
 
@@ -143,7 +145,7 @@ def test_the_folder_holds_what_is_promised_and_nothing_else(original: Path) -> N
 
 def test_results_tell_where_everything_comes_from(original: Path, results: dict[str, Any]) -> None:
     assert results["command"] == COMMAND
-    wanted = {"data": "tiny.npz", "preset": "digits", "seeds": 2, "epochs": 2, "image_size": None}
+    wanted = {"data": "tiny.npz", "preset": "digits", "seeds": 2, "epochs": 2, "sweep_epochs": 2, "image_size": None}
     assert results["settings"] == wanted | {"author": ["Ada"], "collaborators": [], "hours": 3.5}
     data = load_data(original / "tiny.npz")
     assert results["data"]["sha256"] == data.content_hash()
@@ -579,7 +581,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("odd")
     write_images(folder / ODD, channels=3, labelled=False)
     out = folder / "out $y$ #x <i> *z*"
-    settings = Settings(str(folder / ODD), out, epochs=1, seeds=1, author=("<b>#A$",), collaborators=("[@x] `y`",), archive="zip")
+    settings = Settings(str(folder / ODD), out, only=TWO, epochs=1, seeds=1, author=("<b>#A$",), collaborators=("[@x] `y`",), archive="zip")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "train_cells", train_here)
         files = make_study(settings, f"periplus study --data '{ODD}'", note=quiet)

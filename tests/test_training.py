@@ -24,8 +24,9 @@ import periplus.training
 from periplus import AdversarialConfig, ImageData, Interrupted, NonFiniteError, Run, RunError, UsageError, load_data, load_run, machine, runs, train
 from periplus.checkpoints import list_checkpoints, load_checkpoint
 from periplus.networks import AdversarialNetworks, MLPCritic, MLPGenerator, recalibrate_batch_norm
-from periplus.training import adversarial
-from periplus.training.adversarial import Batches, critic_step, generator_step, hold_out, new_state, update_average
+from periplus.training import adversarial, journal
+from periplus.training.adversarial import critic_step, generator_step, new_state, update_average
+from periplus.training.steps import WATCHED, Batches, hold_out, some_images
 
 torch.set_num_threads(1)
 MODELS = ("gan", "wgan-gp")
@@ -208,7 +209,7 @@ def test_a_crash_between_checkpoints_goes_back_to_the_last_one(
     assert load_run(tmp_path / "run").step == 4
     steps, grids = [], []
 
-    def look(progress: adversarial.Progress) -> None:
+    def look(progress: journal.Progress) -> None:
         steps.append(progress.step)
         grids.append(sorted(int(file.stem.removeprefix("step-")) for file in (tmp_path / "run/samples").iterdir()))
 
@@ -235,7 +236,7 @@ def test_a_kill_between_the_last_checkpoint_and_its_pruning(
     digits: ImageData, tmp_path: Path, reference: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All is trained then, but a checkpoint too many is left."""
-    expected, folder, prune = reference("gan"), tmp_path / "run", adversarial.checkpoints.prune
+    expected, folder, prune = reference("gan"), tmp_path / "run", journal.checkpoints.prune
 
     def crash(checkpoints: Path, *arguments: Any) -> None:
         if (checkpoints / f"step-{STEPS}").exists():
@@ -243,7 +244,7 @@ def test_a_kill_between_the_last_checkpoint_and_its_pruning(
         prune(checkpoints, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="the plug"):
-        patch.setattr(adversarial.checkpoints, "prune", crash)
+        patch.setattr(journal.checkpoints, "prune", crash)
         train(config(), digits, folder)
     train(config(), digits, folder, resume=True)
     assert_same(folder, expected)
@@ -848,8 +849,8 @@ def test_the_critic_is_watched_on_images_of_all_classes() -> None:
     digits = load_data("digits")
     assert digits.labels is not None
     ordered = digits.subset(digits.labels.argsort())
-    watched = adversarial.some_images(config(), ordered)
-    assert len(watched) == adversarial.WATCHED < len(digits)
+    watched = some_images(config(), ordered)
+    assert len(watched) == WATCHED < len(digits)
     known = {row.numpy().tobytes(): int(label) for row, label in zip(ordered.images, ordered.labels, strict=True)}
     assert len({known[row.numpy().tobytes()] for row in watched}) == 10
 

@@ -11,8 +11,10 @@ The architectures:
     linear       both halves affine, one scale for all images: with a Gaussian likelihood its optimum is known in closed form (principal components)
 
 One head is shared by all encoders of a channel. A Gaussian channel takes location and log-scale as they come. An echo channel clamps its scale at r,
-and a clamp has no gradient: so the head keeps ln s = ln r - softplus(-a) below ln r smoothly, and bounds the locations, |m| <= 4 (the recursion
-needs bounded ones; a common factor of all codes changes nothing).
+and a clamp has no gradient: so the head keeps ln s = ln r - softplus(-a) below ln r smoothly. Its locations, m = 4 tanh(a / 4) (1 - s^8), are bounded,
+as the recursion needs, and fade where s nears 1: a dimension that carries nothing, s near 0.99, would otherwise send the decoder codes up to a hundred
+times larger than m. (A power of 8 leaves the dimensions that do carry something, s below 0.7, as they are. Fading with 1 - s instead was measured to
+kill dimensions that come to be needed: LOG.md.)
 """
 
 from __future__ import annotations
@@ -57,18 +59,25 @@ class GaussianHead(nn.Module):
 
 
 class EchoHead(nn.Module):
-    """The last layer of an encoder for echo noise: |mean| <= bound, log_scale < ln clip, both smooth. Starts at a scale of about a half."""
+    """The last layer of an encoder for echo noise: log_scale < ln clip, |mean| <= bound (1 - s^fade), both smooth. Starts at a scale of about a half.
 
-    def __init__(self, features: int, latent_dim: int, clip: float, bound: float = LOCATION_BOUND, stretch: float | None = None) -> None:
+    fade: 0 leaves the locations as they are, |mean| <= bound.
+    """
+
+    def __init__(
+        self, features: int, latent_dim: int, clip: float, bound: float = LOCATION_BOUND, stretch: float | None = None, fade: int = 8
+    ) -> None:
         super().__init__()
         self.head = nn.Linear(features, 2 * latent_dim)
-        self.log_clip, self.bound, self.stretch = math.log(clip), bound, stretch or bound
+        self.log_clip, self.bound, self.stretch, self.fade = math.log(clip), bound, stretch or bound, fade
         nn.init.xavier_normal_(self.head.weight, gain=0.5)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, features: Tensor) -> Codes:
         location, gate = self.head(features).chunk(2, -1)
-        return self.bound * torch.tanh(location / self.stretch), self.log_clip - softplus(-gate)
+        log_scale = self.log_clip - softplus(-gate)
+        mean = self.bound * torch.tanh(location / self.stretch)
+        return mean * -torch.expm1(self.fade * log_scale) if self.fade else mean, log_scale
 
 
 class ConstantScaleHead(nn.Module):
@@ -220,7 +229,7 @@ class PaperEncoder(nn.Module):
             layers += [nn.Conv2d(fan_in, fan_out, 5, stride, 2), nn.LeakyReLU(SLOPE)]
         self.body = nn.Sequential(*layers, nn.Conv2d(64, 256, sides), nn.LeakyReLU(SLOPE), nn.Flatten())
         glorot(self)
-        self.code = GaussianHead(256, latent_dim) if clip is None else EchoHead(256, latent_dim, clip, bound=1.0, stretch=16.0)
+        self.code = GaussianHead(256, latent_dim) if clip is None else EchoHead(256, latent_dim, clip, 1.0, 16.0, fade=0)
 
     def forward(self, x: Tensor) -> Codes:
         codes: Codes = self.code(self.body(x))

@@ -36,10 +36,12 @@ def commands() -> dict[str, Command]:
     """All commands, in the order of `periplus --help`. Imports what parsing needs; heavy rooms are opened by the command itself."""
     from periplus import commands as rooms
     from periplus.config import MODELS
+    from periplus.sweep_command import sweep_options
 
     return {
         "study": Command("the whole course sheet: train, measure, report.pdf, report.html, results.json", lambda argv: rooms.Study),
         "train": Command("train one model into a run folder", rooms.train_options, tuple(MODELS)),
+        "sweep": Command("a grid of settings times seeds: rate-distortion curve, table, CSV", sweep_options, tuple(MODELS)),
         "sample": Command("images from a run: a PNG grid, or an .npz", lambda argv: rooms.Sample),
         "evaluate": Command("every measure that fits a run, with its bounds: evaluation.json", lambda argv: rooms.Evaluate),
         "report": Command("report.pdf and report.html of one or more runs", lambda argv: rooms.Report),

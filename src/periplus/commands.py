@@ -127,10 +127,11 @@ def train_options(argv: Sequence[str]) -> type[Train]:
     model = argv[0]
     if model not in MODELS:
         raise UsageError(f"unknown model '{model}'{nearest(model, MODELS)}: known are {', '.join(MODELS)}")
-    defaults = preset_config(model, _value_of(argv, "--preset") or "default")
-    changes = {k: v for k, v in defaults.defaults.items() if getattr(defaults, k) is None} if isinstance(defaults, AdversarialConfig) else {}
+    defaults = preset_config(model, value_of(argv, "--preset") or "default")
+    # an estimator or a sigma depends on other options: these defaults are left to `resolve`
+    changes = {k: v for k, v in defaults.defaults.items() if getattr(defaults, k) is None and k not in ("estimator", "sigma")}
     data: Any = dataclasses.MISSING
-    if "--resume" in argv and (out := _value_of(argv, "--out")) is not None:
+    if "--resume" in argv and (out := value_of(argv, "--out")) is not None:
         from periplus.training import stored_config
 
         if (stored := stored_config(out)) is not None:
@@ -161,11 +162,11 @@ def _options_from(defaults: Config, data: Any) -> type[Train]:
         if f.name in NOT_FOR[defaults.model]:
             continue
         default = getattr(defaults, f.name)
-        hint: Any = hints[f.name] if default is None else _without_none(hints[f.name])
+        hint: Any = hints[f.name] if default is None else without_none(hints[f.name])
         if f.name == "model":  # the word after 'train' says it
             hint = Annotated[hint, tyro.conf.Suppress]
         if f.name == "rate":  # a vae's: echo has only one
-            hint = Literal["prior", "marginal"] | None
+            hint = Literal["prior", "marginal"]
         if f.name == "architecture":  # one's own modules come through Python
             hint = Literal[tuple(a for a in get_args(hint) if a != "custom" or default == "custom")]
         fields.append((f.name, Annotated[hint, arg(help=documents.get(f.name, ""))], dataclasses.field(default=default)))
@@ -174,13 +175,13 @@ def _options_from(defaults: Config, data: Any) -> type[Train]:
     return made
 
 
-def _without_none(hint: Any) -> Any:
+def without_none(hint: Any) -> Any:
     """X of X | None."""
     rest = [h for h in get_args(hint) if h is not type(None)]
     return rest[0] if len(rest) == 1 and type(None) in get_args(hint) else hint
 
 
-def _value_of(argv: Sequence[str], name: str) -> str | None:
+def value_of(argv: Sequence[str], name: str) -> str | None:
     """The value of an option among raw words, in either spelling (--out X, --out=X)."""
     for i, word in enumerate(argv):
         if word == name and i + 1 < len(argv):

@@ -192,6 +192,9 @@ class AutoencoderConfig:
         _check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
         _check(self, "seed", 0 <= self.seed < 2**63, "in [0, 2^63)")
         _check(self, "rate", self.rate is None or (self.rate == "echo") == (self.model == "echo"), f"left out for '{self.model}', or one of its own")
+        _check(self, "clip", self.clip is None or self.model == "echo", f"left out for '{self.model}': only an echo channel has one")
+        _check(self, "estimator", self.estimator is None or self.rate == "marginal", "left out, unless the rate is marginal")
+        _check(self, "sigma", self.sigma is None or self.likelihood == "gaussian", "left out, unless the likelihood is gaussian")
 
     @classmethod
     def paper(cls, **changes: Any) -> Self:

@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -112,7 +112,7 @@ def run_processes(
                         if not keep_going:
                             raise
                         failed[name] = error
-                    display.done(name)
+                    _ended(display, name, failed)
     finally:
         stop([process for _, process in running.values()])
     return failed
@@ -189,7 +189,7 @@ class Stacked:
     warn: Callable[[str], None]
 
     def __call__(self, cells: Sequence[Cell], out: Path, display: StageDisplay) -> dict[str, PeriplusError]:
-        from periplus.training.stacked import train_stacked
+        from periplus.training.stacked import FrozenCells, train_stacked
 
         def tell(progress: Progress) -> None:
             rate = progress.images_per_second * len(cells)
@@ -200,8 +200,16 @@ class Stacked:
         failed: dict[str, PeriplusError] = {}
         try:
             train_stacked(pairs, self.data, source=self.source, resume=True, on_progress=tell, warn=self.warn)
-        except errors.StackError as error:
-            failed = {cell.name: errors.NonFiniteError(f"{cell.name}: {error.lines[out / cell.path]}") for cell in cells if out / cell.path in error.lines}
+        except FrozenCells as error:
+            lines = {folder.name: line for folder, line in error.lines.items()}
+            failed = {cell.name: errors.NonFiniteError(f"{cell.name}: {lines[cell.name]}") for cell in cells if cell.name in lines}
         for cell in cells:
-            display.done(cell.name)
+            _ended(display, cell.name, failed)
         return failed
+
+
+def _ended(display: StageDisplay, name: str, failed: Mapping[str, PeriplusError]) -> None:
+    if name in failed:
+        display.update(name, 0, 1, "failed")
+    else:
+        display.done(name)

@@ -248,7 +248,7 @@ class _Components:
                 ratios.fill_diagonal_(0.0)  # the own ratio is exactly 1, and is added below
             total = ratios.sum(1)
             bound = error[:, number]
-            doubtful = ((bound > 600) | ~(total * bound * bound.clamp(max=600).exp() <= ROUNDING_TOLERANCE)).nonzero()[:, 0]
+            doubtful = ((bound > 600) | ~(total * bound * bound.clamp(max=600).exp() <= ROUNDING_TOLERANCE * (1 + total))).nonzero()[:, 0]
             if len(doubtful):
                 total[doubtful] = self._direct(z, own, doubtful, start, first).exp()
             others += total

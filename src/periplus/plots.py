@@ -180,6 +180,86 @@ def _legend(figure: Figure, columns: int = 3) -> None:
     figure.legend([handles[label] for label in order], order, loc="outside upper left", ncols=columns)
 
 
+# ---- lines, in panels ----------------------------------------------------------------------------------------------------------
+
+
+def lines(panels: Sequence[Mapping[str, Any]], path: PathLike, height: float = 2.9, columns: int = 3) -> Path:
+    """Curves side by side in panels, under one legend: what has one label looks the same in every panel.
+
+    Each panel is `{"x_label": str, "y_label": str, "curves": [...], "levels": [...], "x_log": bool, "y_log": bool}`; a curve
+    `{"label": str, "x": (N,), "y": (N,)}` with the ends of intervals as `low` and `high` (N,) where there are any, and `plain` for a line
+    without markers; a level `{"label": str, "y": float}`, a horizontal line to hold the curves against. Values that are not finite,
+    or not positive on a logarithmic axis, are gaps.
+    """
+    if not panels or not all(panel["curves"] for panel in panels):
+        raise UsageError("lines: a panel without curves")
+    labels = list(dict.fromkeys(curve["label"] for panel in panels for curve in panel["curves"]))
+    levels = list(dict.fromkeys(level["label"] for panel in panels for level in panel.get("levels", ())))
+
+    def draw(figure: Figure) -> None:
+        for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+            for name in ("x", "y"):
+                if panel.get(f"{name}_log"):
+                    getattr(axis, f"set_{name}scale")("log")
+            for curve in panel["curves"]:
+                _line(axis, curve, labels.index(curve["label"]), bool(panel.get("y_log")))
+            for level in panel.get("levels", ()):
+                look = LEVELS[levels.index(level["label"]) % len(LEVELS)]
+                axis.axhline(level["y"], color="#444444", linewidth=1.0, linestyle=look, label=level["label"], zorder=1)
+            axis.set_xlabel(panel["x_label"])
+            axis.set_ylabel(panel["y_label"])
+            if panel.get("y_log"):
+                _plain_log_ticks(axis)
+        _legend(figure, columns)
+
+    return save_svg(draw, path, height=height)
+
+
+LEVELS: tuple[Any, ...] = ((0, (4, 2)), (0, (1, 1.5)), (0, (7, 2, 1.5, 2)))
+
+
+def _line(axis: Axes, curve: Mapping[str, Any], index: int, log: bool) -> None:
+    colour, dashes, marker = (cycle[index % len(cycle)] for cycle in (COLOURS, DASHES, MARKERS))
+    x, y = np.asarray(curve["x"], float), np.asarray(curve["y"], float)
+    if x.shape != y.shape or x.ndim != 1:
+        raise UsageError(f"lines: {curve['label']} has x of shape {x.shape} and y of shape {y.shape}")
+    y = np.where(np.isfinite(y) & ((y > 0) | (not log)), y, np.nan)
+    style: dict[str, Any] = {"color": colour, "linestyle": dashes, "label": curve["label"]}
+    style |= {} if curve.get("plain") else {"marker": marker, "markersize": 4}
+    if "low" not in curve:
+        axis.plot(x, y, **style)
+        return
+    ends = [np.asarray(curve[end], float) for end in ("low", "high")]
+    spread = np.maximum(0, np.nan_to_num([y - ends[0], ends[1] - y]))
+    if log:
+        spread[0] = np.minimum(spread[0], 0.9 * np.nan_to_num(y))  # an interval that reaches below 0 would leave the page
+    axis.errorbar(x, y, spread, elinewidth=0.8, capsize=2, **style)
+
+
+def densities(panels: Sequence[Mapping[str, Any]], edges: ArrayLike, path: PathLike, x_label: str, reference: ArrayLike | None = None) -> Path:
+    """Histograms side by side on common axes, as steps filled in grey; `reference` is drawn as a line in each.
+
+    Each panel is `{"title": str, "density": (N,)}` over bins with the given edges (N + 1,); so is the reference, `density` alone.
+    """
+    bins = np.asarray(edges, float)
+    shapes = [np.asarray(panel["density"]).shape for panel in panels]
+    if not panels or any(shape != (len(bins) - 1,) for shape in shapes):
+        raise UsageError(f"densities: every density must have shape ({len(bins) - 1},), not {shapes}")
+
+    def draw(figure: Figure) -> None:
+        for axis, panel in zip(figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False).flat, panels, strict=True):
+            axis.stairs(panel["density"], bins, fill=True, color="#c9c9c9", label="drawn")
+            axis.stairs(panel["density"], bins, color="#777777", linewidth=0.5)
+            if reference is not None:
+                axis.stairs(np.asarray(reference, float), bins, color=COLOURS[0], linewidth=1.2, baseline=None, label="limit")
+            axis.set_title(panel["title"])
+            axis.set_xlabel(x_label)
+        figure.axes[0].set_ylabel("density")
+        _legend(figure)
+
+    return save_svg(draw, path, height=2.2)
+
+
 # ---- bars ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -231,3 +311,58 @@ def class_bars(
         _legend(figure, columns=4)
 
     return save_svg(draw, path)
+
+
+# ---- rate and distortion -------------------------------------------------------------------------------------------------------
+
+
+def rate_distortion(
+    curves: Sequence[Mapping[str, Any]], path: PathLike, x_label: str = "rate / nats", y_label: str = "distortion / nats", height: float = 3.6
+) -> Path:
+    """Distortion against rate, a curve for each model: means over seeds with intervals, single seeds as small marks, points with their names.
+
+    Each curve is `{"label": str, "points": [...]}` and each point `{"name": str, "rate": told, "distortion": told, "seeds": [...]}`,
+    where `told` is `{"mean": float, "low": float | None, "high": float | None}` and a seed is (rate, distortion). A name, the beta of
+    the point, is written beside it; curves are drawn from the lowest rate to the highest.
+    """
+    if not curves or not all(curve["points"] for curve in curves):
+        raise UsageError("rate_distortion: a curve without points")
+
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        for index, curve in enumerate(curves):
+            colour, dashes, marker = (cycle[index % len(cycle)] for cycle in (COLOURS, DASHES, MARKERS))
+            points = sorted(curve["points"], key=lambda point: float(point["rate"]["mean"]))
+            x, y = ([float(point[name]["mean"]) for point in points] for name in ("rate", "distortion"))
+            style: dict[str, Any] = {"xerr": _half_widths(points, "rate"), "yerr": _half_widths(points, "distortion")}
+            style |= {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4.5, "elinewidth": 0.8, "capsize": 2}
+            axis.errorbar(x, y, label=curve["label"], **style)
+            for point in points:
+                if len(point["seeds"]) > 1:
+                    rates, distortions = zip(*point["seeds"], strict=True)
+                    axis.plot(rates, distortions, linestyle="", marker=".", markersize=3, color=colour, alpha=0.6)
+                # above and to the right of a falling convex curve there is room; every second curve is named below
+                offset, align = ((5, 4), ("left", "bottom")) if index % 2 == 0 else ((-5, -4), ("right", "top"))
+                axis.annotate(
+                    point["name"],
+                    (float(point["rate"]["mean"]), float(point["distortion"]["mean"])),
+                    textcoords="offset points",
+                    xytext=offset,
+                    ha=align[0],
+                    va=align[1],
+                    fontsize=7,
+                    color=colour,
+                )
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        axis.margins(0.08)
+        _legend(figure)
+
+    return save_svg(draw, path, height=height)
+
+
+def _half_widths(points: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+    """(2, P): how far the intervals reach below and above the means; 0 where there is none."""
+    ends = [[point[name]["mean"] if point[name][end] is None else point[name][end] for point in points] for end in ("low", "high")]
+    widths: NDArray[np.float64] = np.abs(np.asarray(ends, float) - np.asarray([point[name]["mean"] for point in points], float))
+    return widths

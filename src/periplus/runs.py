@@ -228,7 +228,7 @@ class Run:
         parts = []
         for block in images.split(ENCODE_BLOCK):
             x = block.to(self.device)
-            parts.append(self.encoder(x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x))
+            parts.append(self.encoder(x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.float()))
         return torch.cat([mean for mean, _ in parts]), torch.cat([log_scale for _, log_scale in parts])
 
     def sample_codes(self, n: int, seed: int = 0) -> Tensor:

@@ -3,6 +3,7 @@
 A study is a folder:
 
     runs/MODEL-SEED/       what was trained (periplus.runs)
+    sweeps/NAME/           sweeps of beta times seeds (periplus.sweeps)
     stages/NAME.json       what was measured, each with the inputs that it was measured from; measured again only when these change
     figures/               what was drawn
     results.json           settings, environment, and the results of every chapter: the one source of the report
@@ -30,8 +31,8 @@ from periplus.study.cells import train_cells
 from periplus.study.chapters import CHAPTERS
 from periplus.study.question import Question
 from periplus.study.reporting import write_report
-from periplus.study.settings import Settings
-from periplus.study.workshop import Workshop
+from periplus.study.settings import Settings, SweepCell
+from periplus.study.workshop import Swept, Workshop
 
 __all__ = ["Settings", "make_study"]
 
@@ -53,8 +54,11 @@ def make_study(settings: Settings, command: str, note: Callable[[str], None] | N
     with hold(folder, "study"):
         begin(folder, settings)
         cells = settings.cells(dict.fromkeys(model for question in questions for model in question.models))
-        train_cells(cells, settings, say)
-        workshop = Workshop(folder, data, {cell.name: load_run(folder / cell.path) for cell in cells}, cells, settings.again, say)
+        sweeps = [settings.sweep(key) for key in dict.fromkeys(key for question in questions for key in question.sweeps)]
+        train_cells([*sweeps, *cells], settings, say)  # the long ones first
+        runs = {cell.name: load_run(folder / cell.path) for cell in cells}
+        made = {sweep.key: swept(folder, sweep) for sweep in sweeps}
+        workshop = Workshop(folder, data, runs, cells, settings.again, say, made, settings.data_root)
         chapters = {question.key: answer(question, workshop) for question in questions}
         results = {
             "command": command,
@@ -73,14 +77,23 @@ def make_study(settings: Settings, command: str, note: Callable[[str], None] | N
 def answer(question: Question, workshop: Workshop) -> dict[str, Any]:
     """Measure a chapter (or take what was measured from the same inputs before) and draw its figures."""
     workshop.say(f"chapter {question.key}: {question.title}")
-    measured = workshop.stage(question.key, workshop.inputs(question.models), lambda: question.measure(workshop))
+    measured = workshop.stage(question.key, workshop.inputs(question.models, question.sweeps), lambda: question.measure(workshop))
     for drawn in (workshop.folder / "figures").glob(f"{question.key}-*"):
         drawn.unlink()  # figures of seeds that are no longer asked for would stay
     commands = {cell.name: cell.command for cell in workshop.cells}
-    for record in (*measured["runs"], *measured.get("other", {"runs": ()})["runs"]):
+    for record in (*measured.get("runs", ()), *measured.get("other", {"runs": ()})["runs"]):
         record["command"] = commands[record["name"]]  # the study may have moved since it was measured
         record["environment"] = trained_in(workshop.runs[record["name"]])
+    for key, record in measured.get("sweeps", {}).items():
+        made = workshop.sweeps[key]
+        record["command"] = made.cell.command
+        record["environment"] = trained_in(made.run(made.cells[0]))
     return {**measured, "figures": question.draw(measured, workshop)}
+
+
+def swept(folder: Path, sweep: SweepCell) -> Swept:
+    """A sweep of the study in a folder, once it is made. Raises RunError where its results cannot be read."""
+    return Swept(sweep, folder / sweep.path, read_json(folder / sweep.path / "sweep.json", "make the study again with --resume"))
 
 
 def trained_in(run: Run) -> dict[str, Any]:
@@ -118,7 +131,7 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise UsageError(f"{folder} is a file: choose another --out")
     if not folder.exists() or not any(entry.name != ".lock" for entry in folder.iterdir()):
         return
-    if any((folder / name).exists() for name in ("runs", "stages", "logs")):
+    if any((folder / name).exists() for name in ("runs", "sweeps", "stages", "logs")):
         if resume:
             return
         raise UsageError(f"{folder} holds a study already: add --resume to go on with it, or choose another --out")
@@ -135,9 +148,16 @@ def earlier_chapters(folder: Path, made_now: set[str], settings: Settings, say: 
     for key, chapter in chapters.items():
         if key in made_now:
             continue
-        if (chapter["config"]["epochs"], len(chapter["runs"])) == (settings.epochs, settings.seeds):
+        made = made_with(chapter)
+        if made <= {("runs", settings.epochs, settings.seeds), ("sweep", settings.sweep_epochs, settings.seeds)}:
             kept[key] = chapter
         else:
-            was = f"{len(chapter['runs'])} seeds and {chapter['config']['epochs']} epochs"
+            was = " and ".join(f"{seeds} seeds and {epochs} epochs ({what})" for what, epochs, seeds in sorted(made))
             say(f"chapter {key} is of {was}: left out; make it again with --only {key}")
     return kept
+
+
+def made_with(chapter: dict[str, Any]) -> set[tuple[str, int | None, int | None]]:
+    """Epochs and seeds of the runs and of the sweeps that a chapter was measured on."""
+    made: set[tuple[str, int | None, int | None]] = {("sweep", s["epochs"], s["seeds"]) for s in chapter.get("sweeps", {}).values()}
+    return made | ({("runs", chapter["config"]["epochs"], len(chapter["runs"]))} if "runs" in chapter else set())

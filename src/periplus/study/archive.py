@@ -23,6 +23,13 @@ PATTERNS = (
     "runs/*/env.json",
     "runs/*/metrics.jsonl",
     "runs/*/timing.jsonl",
+    "sweeps/*/*.json",
+    "sweeps/*/sweep.csv",
+    "sweeps/*/curve.svg",
+    "sweeps/*/cells/*/config.toml",
+    "sweeps/*/cells/*/env.json",
+    "sweeps/*/cells/*/evaluation.json",
+    "sweeps/*/cells/*/metrics.jsonl",
 )
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold: archives of equal contents are equal
 

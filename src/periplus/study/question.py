@@ -22,7 +22,7 @@ Figures = dict[str, dict[str, str]]
 
 @dataclass(frozen=True)
 class Question:
-    """A question of the sheet, in our words, and how it is answered. `models` are those whose runs it needs."""
+    """A question of the sheet, in our words, and how it is answered. `models` are those whose runs it needs, `sweeps` the sweeps."""
 
     key: str
     title: str
@@ -31,3 +31,4 @@ class Question:
     measure: Callable[[Workshop], Results]
     draw: Callable[[Results, Workshop], Figures]
     tell: Callable[[Results, Results], tuple[Block, ...]]
+    sweeps: tuple[str, ...] = ()

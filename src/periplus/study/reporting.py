@@ -16,16 +16,38 @@ from periplus.files import read_json, write_atomically
 from periplus.report import Chapter, Figure, Finding, Heading, KeyNumbers, Paragraph, Reference, Report, code, plain, write_html, write_pdf
 from periplus.runs import load_run
 from periplus.study import judging
-from periplus.study.chapters import CHAPTERS, gan, penalty
+from periplus.study.chapters import CHAPTERS, echo, echo_rate, extremes, gan, marginal, penalty, sampling
 from periplus.study.settings import Cell, image_size_of, words_of
 from periplus.study.telling import collapse_sentence, run_table, settings_of
 from periplus.study.workshop import Workshop
 
 REFERENCES = (
+    Reference("kingma2014", "D. P. Kingma, M. Welling, Auto-encoding variational Bayes, ICLR 2014."),
+    Reference("higgins2017", "I. Higgins et al., β-VAE: learning basic visual concepts with a constrained variational framework, ICLR 2017."),
+    Reference("hoffman2016", "M. D. Hoffman, M. J. Johnson, ELBO surgery, NeurIPS workshop on approximate inference 2016."),
+    Reference("alemi2018", "A. A. Alemi et al., Fixing a broken ELBO, ICML 2018."),
+    Reference("chen2018", "R. T. Q. Chen et al., Isolating sources of disentanglement in variational autoencoders, NeurIPS 2018."),
+    Reference("oord2018", "A. van den Oord, Y. Li, O. Vinyals, Representation learning with contrastive predictive coding, arXiv:1807.03748, 2018."),
+    Reference(
+        "brekelmans2019", "R. Brekelmans, D. Moyer, A. Galstyan, G. Ver Steeg, Exact rate-distortion in autoencoders via echo noise, NeurIPS 2019."
+    ),
+    Reference("kraskov2004", "A. Kraskov, H. Stögbauer, P. Grassberger, Estimating mutual information, Physical Review E 69, 066138, 2004."),
     Reference("goodfellow2014", "I. Goodfellow et al., Generative adversarial nets, NeurIPS 2014."),
     Reference("arjovsky2017", "M. Arjovsky, S. Chintala, L. Bottou, Wasserstein generative adversarial networks, ICML 2017."),
     Reference("gulrajani2017", "I. Gulrajani et al., Improved training of Wasserstein GANs, NeurIPS 2017."),
 )
+
+
+#: What each chapter concludes, for the summary.
+CONCLUSIONS = {
+    "1a": extremes.conclusion,
+    "1b": marginal.conclusion,
+    "1c": echo.conclusion,
+    "1d": echo_rate.conclusion,
+    "1e": sampling.conclusion,
+    "2a": gan.conclusion,
+    "2b": penalty.conclusion,
+}
 
 
 def write_report(folder: Path) -> list[Path]:
@@ -76,9 +98,9 @@ def summary(results: dict[str, Any]) -> tuple[Any, ...]:
             rows.append((f"{100 * min(r['smallest_share'] for r in runs):.1f} %", "smallest share of a class, of all runs"))
         rows.append((duration(sum(r["seconds"] for r in runs)), "of training in all runs together"))
         blocks.append(KeyNumbers(tuple(rows)))
-    for key, module in (("2a", gan), ("2b", penalty)):
+    for key, conclusion in CONCLUSIONS.items():
         if key in chapters:
-            blocks.append(Finding(f"*{key}* " + module.conclusion(chapters[key])))
+            blocks.append(Finding(f"*{key}* " + conclusion(chapters[key])))
     return tuple(blocks)
 
 
@@ -99,7 +121,8 @@ def environment_rows(results: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def joined_set(results: dict[str, Any], name: str) -> str:
     """The different values of one fact of the environments in which a study's runs were trained."""
-    runs = [run for chapter in results["chapters"].values() for run in chapter["runs"]]
+    chapters = results["chapters"].values()
+    runs = [run for chapter in chapters for run in (*chapter.get("runs", ()), *chapter.get("sweeps", {}).values())]
     return ", ".join(sorted({str(run["environment"].get(name)) for run in runs if "environment" in run}))
 
 

@@ -1,4 +1,4 @@
-"""What a study is asked to do: settings, presets, and the cells (training runs) that follow from them."""
+"""What a study is asked to do: settings, presets, and the jobs (training runs and sweeps) that follow from them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,32 @@ from periplus.errors import UsageError
 from periplus.machine import cores
 from periplus.runs import Run, read_environment
 
-#: What a preset stands for: data, epochs, and further options of `periplus train`.
+#: The autoencoders of the sweeps. Hidden layers of 128 units: 81 of them are trained for one study.
+SMALL = ("--latent-dim", "16", "--hidden", "128", "--schedule", "cosine", "--log-every", "100", "--sample-every", "1000")
+BETAS = ("0.001", "0.01", "0.1", "0.3", "1", "2", "10", "10000")
+#: What a preset stands for: data; epochs and further options of `periplus train`; betas, epochs and further options of `periplus sweep`.
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
         "data": "digits",
         "epochs": 60,
         "options": ("--batch-size", "64", "--latent-dim", "16", "--log-every", "25", "--sample-every", "250"),
+        "sweeps": {"epochs": 100, "beta": BETAS, "options": ("--batch-size", "64", *SMALL)},
     },
-    "quick": {"data": "mnist", "epochs": 20, "options": ()},
-    "sheet": {"data": "mnist", "epochs": 100, "options": ("--preset", "sheet")},
+    "quick": {
+        "data": "mnist",
+        "epochs": 20,
+        "options": (),
+        "sweeps": {"epochs": 6, "beta": ("0.001", "0.1", "1", "5", "20", "10000"), "options": ("--batch-size", "256", *SMALL, "--images", "5000")},
+    },
+    "sheet": {
+        "data": "mnist",
+        "epochs": 100,
+        "options": ("--preset", "sheet"),
+        "sweeps": {"epochs": 20, "beta": ("0.001", "0.01", "0.1", "1", "3", "10", "100", "10000"), "options": ("--batch-size", "128", *SMALL)},
+    },
 }
+#: The sweeps that chapters may ask for: the words after `periplus sweep`.
+SWEEPS: dict[str, tuple[str, ...]] = {"vae": ("vae", "--rate", "prior"), "marginal": ("vae", "--rate", "marginal"), "echo": ("echo",)}
 
 
 @dataclass(frozen=True)
@@ -47,8 +63,30 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class SweepCell:
+    """One sweep of a study: betas times seeds, below sweeps/, and the command that makes it."""
+
+    key: str
+    words: tuple[str, ...]
+
+    @property
+    def path(self) -> str:
+        """The sweep's folder below the study's."""
+        return f"sweeps/{self.key}"
+
+    @property
+    def name(self) -> str:
+        return f"sweep-{self.key}"
+
+    @property
+    def command(self) -> str:
+        """As a person would type it."""
+        return shlex.join(("periplus", *self.words))
+
+
+@dataclass(frozen=True)
 class Settings:
-    """The options of `periplus study`; None is the preset's own value."""
+    """The options of `periplus study`; None is the preset's own value. `epochs`, where given, are those of runs and sweeps alike."""
 
     data: str | None = None
     out: Path = Path("study")
@@ -64,9 +102,10 @@ class Settings:
     image_size: int | None = None
     data_root: Path | None = None
     workers: int | None = None
+    sweep_epochs: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "epochs", "workers"):
+        for name in ("seeds", "epochs", "workers", "sweep_epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} is {value}: at least 1 is needed")
@@ -78,6 +117,7 @@ class Settings:
             self,
             data=self.data or preset["data"],
             epochs=self.epochs or preset["epochs"],
+            sweep_epochs=self.sweep_epochs or self.epochs or preset["sweeps"]["epochs"],
             seeds=self.seeds or 3,
             workers=self.workers or cores(),
         )
@@ -92,10 +132,19 @@ class Settings:
         words = ("train", model, "--data", str(self.data), *PRESETS[self.preset]["options"], "--epochs", str(self.epochs), "--seed", str(seed))
         return Cell(model, seed, path, (*words, *self._where(), "--threads", "1", "--out", str(self.out / path)))
 
+    def sweep(self, key: str) -> SweepCell:
+        """One sweep and its command, one thread: it is trained beside the runs."""
+        preset = PRESETS[self.preset]["sweeps"]
+        words = ("sweep", *SWEEPS[key], "--data", str(self.data), "--beta", *preset["beta"], *preset["options"])
+        words += ("--epochs", str(self.sweep_epochs), "--seeds", str(self.seeds))
+        return SweepCell(key, (*words, *self._where(), "--workers", "1", "--out", str(self.out / "sweeps" / key)))
+
     def again(self, key: str) -> str:
         """The command that makes one chapter of this study again."""
-        words = ["periplus", "study", "--preset", self.preset, "--data", str(self.data), "--epochs", str(self.epochs), "--seeds", str(self.seeds)]
-        return shlex.join([*words, *self._where(), "--out", str(self.out), "--only", key, "--resume"])
+        preset = PRESETS[self.preset]
+        own = (self.epochs, self.sweep_epochs) == (preset["epochs"], preset["sweeps"]["epochs"])
+        words = ["periplus", "study", "--preset", self.preset, "--data", str(self.data), *(() if own else ("--epochs", str(self.epochs)))]
+        return shlex.join([*words, "--seeds", str(self.seeds), *self._where(), "--out", str(self.out), "--only", key, "--resume"])
 
     def _where(self) -> tuple[str, ...]:
         size = ("--image-size", str(self.image_size)) if self.image_size else ()
@@ -104,7 +153,7 @@ class Settings:
 
     def record(self) -> dict[str, Any]:
         """What results.json keeps of the settings: what decides the results and the title page, not how the machine was used."""
-        kept = ("data", "preset", "seeds", "epochs", "image_size", "author", "collaborators", "hours")
+        kept = ("data", "preset", "seeds", "epochs", "sweep_epochs", "image_size", "author", "collaborators", "hours")
         return {name: getattr(self, name) for name in kept}
 
 

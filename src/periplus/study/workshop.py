@@ -1,4 +1,4 @@
-"""Where chapters work: the study's folder, its data and its runs, and stages that are done once."""
+"""Where chapters work: the study's folder, its data, its runs and sweeps, and stages that are done once."""
 
 from __future__ import annotations
 
@@ -10,17 +10,45 @@ from pathlib import Path
 from typing import Any
 
 from periplus.data import ImageData
+from periplus.evaluation import splits_of
 from periplus.files import read_json, write_atomically
-from periplus.runs import Run
-from periplus.study.settings import Cell
+from periplus.runs import Run, load_run
+from periplus.study.settings import Cell, SweepCell, image_size_of
 
 #: Raised when a measurement changes its meaning: results of older versions are then measured again.
 STAGE_VERSION = 2
 
 
 @dataclass(frozen=True)
+class Swept:
+    """A finished sweep: the job that made it, its folder, what its sweep.json holds."""
+
+    cell: SweepCell
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """The records of its cells, by beta, then by seed."""
+        return sorted(self.record["cells"], key=lambda cell: (cell["values"]["beta"], cell["seed"]))
+
+    def run(self, cell: dict[str, Any]) -> Run:
+        """The run of one cell."""
+        return load_run(self.folder / cell["path"])
+
+    def evaluation(self, cell: dict[str, Any]) -> dict[str, Any]:
+        """What `periplus evaluate` found of one cell."""
+        return read_json(self.folder / cell["path"] / "evaluation.json", "make the study again with --resume")
+
+    def digest(self) -> str:
+        """SHA-256 of the checkpoints of all cells and of what was found of them."""
+        parts = [[cell["name"], checkpoint_digest(self.run(cell)), self.evaluation(cell)["splits"]] for cell in self.cells]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
 class Workshop:
-    """What a chapter may use: `folder`, `data`, `runs` by name (gan-0, ...) and the cells they were made from.
+    """What a chapter may use: `folder`, `data`, `runs` by name (gan-0, ...) and the cells they were made from, `sweeps` by key.
 
     `again` gives the command that makes the figures of a chapter once more; `say` tells the person.
     """
@@ -31,14 +59,21 @@ class Workshop:
     cells: list[Cell]
     again: Callable[[str], str]
     say: Callable[[str], None] = field(default=print)
+    sweeps: dict[str, Swept] = field(default_factory=dict)
+    data_root: Path | None = None
 
     def of(self, model: str) -> list[tuple[Cell, Run]]:
         """The runs of one model, by seed."""
         return [(cell, self.runs[cell.name]) for cell in self.cells if cell.model == model]
 
-    def inputs(self, models: Iterable[str]) -> dict[str, str]:
-        """What a measurement of these models depends on: the bytes of their newest checkpoints and of the data."""
+    def splits(self, run: Run) -> tuple[ImageData, ImageData]:
+        """The images that a run was trained on, and those that it is tested on."""
+        return splits_of(run, self.data, self.data_root, image_size_of(run.data))
+
+    def inputs(self, models: Iterable[str], sweeps: Iterable[str] = ()) -> dict[str, str]:
+        """What a measurement of these models and sweeps depends on: the bytes of their newest checkpoints and of the data."""
         digests = {cell.name: checkpoint_digest(run) for model in models for cell, run in self.of(model)}
+        digests |= {self.sweeps[key].cell.name: self.sweeps[key].digest() for key in sweeps}
         return {"data": self.data.content_hash(), **digests}
 
     def stage(self, name: str, inputs: dict[str, str], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

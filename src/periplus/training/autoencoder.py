@@ -41,6 +41,7 @@ from periplus.training.steps import (
     apply_gradients,
     autocast,
     due,
+    evaluation_mode,
     hold_out,
     new_optimizer,
     on_host,
@@ -162,10 +163,13 @@ def train_autoencoder(
     batches = Batches(train_data.images.to(config.device), config.batch_size, config.seed)
     steps = steps_in_all(config, len(train_data))
     channel = channel_of(config)
-    start_at_mean(networks.decoder, mean_image(train_data), logits=config.architecture != "linear" or config.likelihood == "bernoulli")
+    if config.architecture != "custom":  # one's own decoder starts where its owner put it
+        start_at_mean(networks.decoder, mean_image(train_data), logits=config.architecture != "linear" or config.likelihood == "bernoulli")
     state = new_state(config, networks, config.device)
     if resume is not None:
         state.restore(resume)
+    if held_out is not None and len(held_out) < 2:
+        held_out = None  # one image alone has neither echo noise nor a marginal: it is not watched
     watched = to_float(some_images(config, train_data if held_out is None else held_out))
     bank = Bank(config, bank_images(config, train_data))
     clock = Clock(folder, config, len(train_data), state.step)
@@ -185,7 +189,8 @@ def train_autoencoder(
                 log(state, config, channel, None if held_out is None else watched, clock, folder, steps, on_progress)
             if due(state.step, config.sample_every, steps):
                 check_finite(healthy, step, folder)
-                save_samples(state, config, channel, watched, bank, folder)
+                with evaluation_mode(state.networks["encoder"], state.networks["decoder"]):
+                    save_samples(state, config, channel, watched, bank, folder)
             if due(state.step, config.checkpoint_every, steps) or stop.requested:
                 check_finite(healthy, step, folder)
                 save_checkpoint(folder, config, state.step, steps, state.tensors() | bank(state), {"summed": state.summed})
@@ -211,7 +216,8 @@ def log(
     """Append the means since the last line, and what held-out images cost now, to metrics.jsonl."""
     metrics = dict(zip(MEASURES, (state.sums / state.summed).tolist(), strict=True))
     if held_out is not None:
-        metrics |= watch(state, config, channel, held_out)
+        with evaluation_mode(state.networks["encoder"], state.networks["decoder"]):
+            metrics |= watch(state, config, channel, held_out)
     write_line(folder, clock, state.step, steps, metrics, on_progress)
     state.sums.zero_()
     state.summed = 0
@@ -239,7 +245,8 @@ class Bank:
         """As named tensors, for a checkpoint; nothing for a run that is held to the prior N(0, 1)."""
         if self.config.rate == "prior":
             return {}
-        parts = [state.networks["encoder"](to_float(block)) for block in self.images.split(1000)]
+        with evaluation_mode(state.networks["encoder"]):
+            parts = [state.networks["encoder"](to_float(block)) for block in self.images.split(1000)]
         return {f"marginal.{name}": torch.cat([part[k].float() for part in parts]) for k, name in enumerate(("mean", "log_scale"))}
 
 

@@ -45,10 +45,9 @@ from periplus.errors import Interrupted, NonFiniteError, UsageError
 from periplus.files import write_atomically
 from periplus.locks import hold
 from periplus.machine import deterministic
-from periplus.runs import TIMING, Run, append_line, build_networks, channel_of, describe_data, read_environment, stream
+from periplus.runs import Run, append_line, build_networks, channel_of, describe_data, read_environment, stream
 from periplus.training import Plan, check_vacant, cuda_index, is_finished, plan, prepare, resolve
 from periplus.training.autoencoder import (
-    MEASURES,
     Bank,
     Channel,
     State,
@@ -71,6 +70,15 @@ ARCHITECTURES = ("mlp", "linear")
 
 Cell = tuple[AutoencoderConfig, Path]
 """A configuration and the run folder to make of it."""
+
+
+class FrozenCells(NonFiniteError):
+    """Some cells of a stack stopped being finite; the others are finished. `lines` says of each folder what went wrong."""
+
+    def __init__(self, lines: dict[Path, str], cells: int) -> None:
+        names = ", ".join(folder.name for folder in lines)
+        super().__init__(f"{len(lines)} of {cells} cells stopped: {names}; the first: {next(iter(lines.values()))}")
+        self.lines = lines
 
 
 def why_not(configs: Sequence[Config]) -> str | None:
@@ -364,7 +372,8 @@ def train_group(cells: Sequence[Cell], starts: Sequence[Checkpoint | None], data
             if logs or draws or saves or stopping:
                 stack.tell_states(step + 1, summed)
                 journal.write(step, logs, draws, saves or stopping)
-                summed = stack.states[0].summed if not logs else 0
+            if logs:
+                summed = 0
             if stopping and step + 1 < steps:
                 raise Interrupted(f"stopped by {stop.requested} at step {step + 1} of {steps} of {len(cells)} cells; go on with --resume")
             if len(journal.frozen) == len(folders):
@@ -390,7 +399,7 @@ def _schedule(stack: Stack, config: AutoencoderConfig, step: int, steps: int) ->
 
 
 class Journal:
-    """What the cells of a stack leave behind: lines, grids and checkpoints by the functions of a separate run; those that are frozen leave no more."""
+    """What the cells of a stack leave behind: lines, grids and checkpoints, by the functions of a separate run. Frozen cells leave nothing more."""
 
     def __init__(self, stack: Stack, loss: Loss, cells: list[Cell], steps: int, begun: int, on_progress: OnProgress | None) -> None:
         self.stack, self.loss, self.cells, self.steps = stack, loss, cells, steps
@@ -447,13 +456,13 @@ def train_stacked(
 
     Args:
         cells: (configuration, run folder) of each. data, source, warn: as for `periplus.train`.
-        resume: go on from the newest checkpoints. Cells that are finished are left out of the stack; those at different steps (a kill in the middle of
-            saving) are trained as one stack after the other.
+        resume: go on from the newest checkpoints. Cells that are finished are left out of the stack; those at different steps (a kill in the middle
+            of saving) are trained as one stack after the other.
         on_progress: called at every line of metrics: images per second of all cells, time left of the stack.
 
     Raises:
         UsageError: as `periplus.train`, and for cells that cannot be one stack. Interrupted: a signal came, every cell has a checkpoint.
-        NonFiniteError: some cells were frozen; raised after the others were finished and saved.
+        FrozenCells: a NonFiniteError: some cells were frozen; raised after the others were finished and saved.
     """
     if not cells:
         return []
@@ -474,8 +483,7 @@ def train_stacked(
                 _say_stacked([folder for (_, folder), _ in group])
                 frozen |= train_group([cell for cell, _ in group], [start for _, start in group], data, on_progress)
     if frozen:
-        names = ", ".join(folder.name for folder in frozen)
-        raise NonFiniteError(f"{len(frozen)} of {len(known)} cells: {names}: {next(iter(frozen.values()))}")
+        raise FrozenCells(frozen, len(known))
     return [Run(folder, config.device) for config, folder in known]
 
 

@@ -1,0 +1,436 @@
+"""1e: what makes echo noise awkward to draw, and schemes that work."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from periplus.channels import EchoChannel, echo_moments
+from periplus.report import Block, Equation, Figure, Finding, Heading, Paragraph, Pseudocode, Table
+from periplus.runs import stream
+from periplus.study import curves
+from periplus.study.chapters.echo import example
+from periplus.study.question import Figures, Question, Results
+from periplus.study.telling import number
+from periplus.study.workshop import Workshop
+
+CLIP, TERMS, WARM = 0.99, 100, 160
+#: Rows drawn by every sampler at every batch size, in independent batches.
+ROWS = {4: 16_000, 16: 32_000, 100: 60_000, 1024: 61_440}
+SERIES_ROWS = 20_000
+TIMED, DIMENSIONS = (100, 1024), 32
+GRADIENT_BATCHES, GRADIENT_ROWS = 60, 1000
+#: A bias that is told: so many standard errors.
+TOLD = 3.5
+SAMPLERS = {
+    "ring": "ring, guarded",
+    "closed": "ring, one lap whatever the guard says",
+    "chain": "persistent chain",
+    "series": "series over other rows",
+    "replaced": "series with replacement, itself included",
+}
+ADVISED = ("ring", "chain", "series")
+
+
+def measure(workshop: Workshop) -> Results:
+    """Moments of every sampler at several batch sizes; a gradient with and without the noise's part; time and memory; what the guard asks for."""
+    fine = torch.linspace(-1, 1, 200_001, dtype=torch.float64)[:, None]
+    m, s = example(fine)
+    truth = float(echo_moments(m, s)[1])
+    return {
+        "truth": {"second_moment": truth, "gradient": 2 * truth},
+        "accuracy": [accuracy(sampler, batch, truth) for batch in ROWS for sampler in SAMPLERS],
+        "gradient": gradient(),
+        "cost": [cost(sampler, batch) for batch in TIMED for sampler in ADVISED],
+        "guard": [guard(batch, scale) for batch in (100, 1024) for scale in (0.5, 0.9, 0.985, CLIP)],
+    }
+
+
+# ---- accuracy -------------------------------------------------------------------------------------------------------------------------------
+
+
+def inputs(batches: int, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """m and ln s (batches, B, 1) of the example's images."""
+    m, s = example(2 * torch.rand(batches, batch, 1, generator=random) - 1)
+    return m, s.log()
+
+
+def accuracy(sampler: str, batch: int, truth: float) -> dict[str, Any]:
+    """E z^2 over independent batches, and how many independent rows a batch is worth."""
+    random = torch.Generator().manual_seed(stream(0, "1e", sampler, batch))
+    rows = min(ROWS[batch], SERIES_ROWS * (5 if batch < 50 else 1)) if sampler in ("series", "replaced") else ROWS[batch]
+    batches = max(12, rows // batch)
+    z = draw_codes(sampler, batches, batch, random).double()
+    per_batch = z.square().flatten(1).mean(1)
+    found, error = float(per_batch.mean()), float(per_batch.std() / math.sqrt(batches))
+    # the variance of a batch's mean of z, over that of as many independent rows
+    effect = float(z.flatten(1).mean(1).var() * batch / z.var())
+    told = {"found": found, "standard_error": error, "errors_off": (found - truth) / error, "design_effect": effect}
+    return {"sampler": sampler, "batch": batch, "batches": batches, **told}
+
+
+def draw_codes(sampler: str, batches: int, batch: int, random: torch.Generator) -> Tensor:
+    """Codes (batches, B, 1) of fresh images, batches independent of each other."""
+    mean, log_scale = inputs(batches, batch, random)
+    if sampler == "replaced":
+        return replaced(mean, log_scale, random)
+    if sampler == "chain":
+        channel, state = EchoChannel(CLIP, "chain"), torch.zeros(batches, 1)
+        for _ in range(math.ceil(WARM / batch)):
+            _, state = channel.advance(*inputs(batches, batch, random), state, random)
+        return channel.advance(mean, log_scale, state, random)[0]
+    if sampler == "series":
+        channel = EchoChannel(CLIP, "series", min(batch, TERMS))
+        # a batch at a time: the series keeps B K d numbers
+        return torch.stack([channel.sample(m, s, random) for m, s in zip(mean, log_scale, strict=True)])
+    channel = EchoChannel(CLIP, "ring")
+    if sampler == "closed":
+        return channel.transmit(mean, log_scale, channel.noise(mean.shape, random))
+    return torch.stack([channel.sample(m, s, random) for m, s in zip(mean, log_scale, strict=True)])
+
+
+def replaced(mean: Tensor, log_scale: Tensor, random: torch.Generator) -> Tensor:
+    """The series that draws its rows with replacement, the row itself among them: what not to do."""
+    z = torch.zeros_like(mean)
+    batches, batch, _ = mean.shape
+    weight = torch.ones_like(mean)
+    here = torch.arange(batch).expand(batches, batch)[..., None]
+    for _ in range(TERMS):
+        z = z + weight * mean.gather(1, here)
+        weight = weight * log_scale.gather(1, here).exp()
+        here = torch.randint(batch, (batches, batch, 1), generator=random)
+    return z
+
+
+def gradient() -> dict[str, Any]:
+    """d/da E z^2 at a = 1 for locations a m(x): through the noise, and with the noise cut out of the graph."""
+    random = torch.Generator().manual_seed(stream(0, "1e", "gradient"))
+    channel = EchoChannel(CLIP, "ring")
+    found: dict[str, list[float]] = {"through": [], "cut": []}
+    for _ in range(GRADIENT_BATCHES):
+        mean, log_scale = (part[0] for part in inputs(1, GRADIENT_ROWS, random))
+        factor = torch.ones((), requires_grad=True)
+        order = channel.noise(mean.shape, random)
+        z = channel.transmit(factor * mean, log_scale, order)
+        found["through"].append(float(torch.autograd.grad(z.square().mean(), factor, retain_graph=True)[0]))
+        before = torch.empty_like(z)
+        before[order] = z.detach()[order.roll(1)]  # the code that each row had as noise
+        again = channel.step(factor * mean, log_scale, before)
+        found["cut"].append(float(torch.autograd.grad(again.square().mean(), factor)[0]))
+    return {name: {"value": statistics.fmean(each), "standard_error": statistics.stdev(each) / math.sqrt(len(each))} for name, each in found.items()}
+
+
+# ---- cost -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def one_pass(sampler: str, batch: int) -> Callable[[], None]:
+    """One pass forward and backward at d = 32; scales between 0.05 and 0.9, where the guard holds; the chain starts from its state."""
+    random = torch.Generator().manual_seed(stream(0, "1e", "cost"))
+    mean = torch.randn(batch, DIMENSIONS, generator=random).requires_grad_()
+    log_scale = (0.05 + 0.85 * torch.rand(batch, DIMENSIONS, generator=random)).log().requires_grad_()
+    channel = EchoChannel(CLIP, sampler, TERMS if sampler == "series" else None)
+    state = torch.zeros(DIMENSIONS)
+
+    def run() -> None:
+        z = channel.advance(mean, log_scale, state, random)[0] if sampler == "chain" else channel.sample(mean, log_scale, random)
+        z.sum().backward()
+        mean.grad = log_scale.grad = None
+
+    return run
+
+
+def cost(sampler: str, batch: int) -> dict[str, Any]:
+    """Seconds of a pass (the fastest of several) and the most memory it held."""
+    run = one_pass(sampler, batch)
+    run()
+    times = []
+    for _ in range(3 if sampler == "series" else 15):
+        begun = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begun)
+    return {"sampler": sampler, "batch": batch, "seconds": min(times), "megabytes": peak_bytes(run) / 1e6}
+
+
+def peak_bytes(run: Callable[[], None]) -> int:
+    """The most that one pass held at one moment: torch's own allocations and numpy's, each at its peak."""
+    tracemalloc.start()
+    run()
+    numpy_peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    held = peak = 0
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak + numpy_peak
+
+
+def guard(batch: int, scale: float) -> dict[str, Any]:
+    """How often a batch has to be shuffled for a ring of one constant scale to forget its beginning."""
+    return {"batch": batch, "scale": scale, "laps": EchoChannel(CLIP).laps(torch.full((batch, 1), math.log(scale)))}
+
+
+# ---- drawing --------------------------------------------------------------------------------------------------------------------------------
+
+
+def draw(results: Results, workshop: Workshop) -> Figures:
+    """The relative bias of the second moment against batch size, for every sampler."""
+    truth = results["truth"]["second_moment"]
+    found = []
+    for sampler, name in SAMPLERS.items():
+        own = [row for row in results["accuracy"] if row["sampler"] == sampler]
+        told = {
+            key: [100 * ((row["found"] + side * 1.96 * row["standard_error"]) / truth - 1) for row in own]
+            for key, side in (("y", 0), ("low", -1), ("high", 1))
+        }
+        found.append({"label": name, "x": [row["batch"] for row in own], **told})
+    panel = {"x_label": "batch size B", "y_label": "bias of E z² / %", "x_log": True, "curves": found, "levels": [{"label": "none", "y": 0.0}]}
+    return {"bias": curves.draw_lines([panel], workshop, "1e-bias", height=3.1, columns=2)}
+
+
+# ---- telling --------------------------------------------------------------------------------------------------------------------------------
+
+
+def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
+    """The chapter."""
+    again, truth = results["figures"]["bias"]["command"], results["truth"]
+    return (
+        Heading("What is awkward"),
+        Paragraph(
+            "*It never ends.* A code is an infinite series; where to stop depends on the largest scale, and a dimension that the encoder does not "
+            "use has "
+            "$s$ near its upper limit, $r$ = 0.99: its weights fall below $2^(-23)$, what single precision can hold, after some 1,600 images."
+        ),
+        Paragraph(
+            "*It needs other samples.* Noise is made of codes of fresh images. In training those at hand are the batch, so the rows of a batch are "
+            "each "
+            "other's noise: they are *not independent* given the images, losses of a batch scatter more than its size suggests, and a "
+            "batch of one has no noise at all."
+        ),
+        Paragraph(
+            "*Small batches are not the data.* A chain longer than the batch meets the same images again, itself among them. What then repeats is "
+            "correlated with itself, and the code's law changes, most for drawing with replacement, where a row may be its own noise at once."
+        ),
+        Paragraph(
+            "*The noise has a gradient.* $z_1$ depends on the encoder's weights like $z$ does. Treating it as a constant, as one does with normal "
+            "noise, "
+            "drops a part of the derivative: with $lambda = (partial L)/(partial z)$ the whole is"
+        ),
+        Equation("lambda_k = g_k + s_(k+1) dot.o lambda_(k+1), quad dif m_k = lambda_k, quad dif s_k = lambda_k dot.o z_(k-1),", "adjoint"),
+        Paragraph(
+            "where row $k - 1$ is the noise of row $k$ and $g_k$ is what the loss sends directly to $z_k$. It runs along the chain in the other "
+            "direction. "
+            "One must not divide a running product of scales by one of them: products underflow."
+        ),
+        Heading("Schemes that work"),
+        Paragraph(
+            "*Series* [@brekelmans2019]: every row sums $K$ terms along a list of its own, a random order of the *other* rows. Right if $K$ is "
+            "large enough and no "
+            "row repeats; time and memory grow as $B K d$."
+        ),
+        Paragraph(
+            "*Ring*: put the batch in a random order, let every row be the noise of the next, and close it. The recursion then is a linear "
+            "system, solved by one scan and one division, with no burn-in and $B d$ work:"
+        ),
+        Pseudocode(
+            "The ring, its guard, and its lengthening",
+            (
+                "*draw* a random order of the batch; $A <- product_k s_k$, dimension by dimension",
+                "*while* $max_j A_j > 2^(-23)$ (the guard, for the whole vector)",
+                "  *append* one more random order of the same batch; $A <- A dot.o product_k s_k$",
+                "$y_0 <- 0$; *for* all rows in order: $y_k <- m_k + s_k dot.o y_(k-1)$, $p_k <- s_k dot.o p_(k-1)$",
+                "$z_0 <- y_B \\/ (1 - A)$, where the ring closes",
+                "*return* $z_k = y_k + p_k dot.o z_0$ of the last lap",
+            ),
+            label="ring",
+        ),
+        Paragraph(
+            "A row's history contains the row itself after a full turn, with weight $A$; the guard keeps that below what one can see. Where the "
+            "guard "
+            "trips (an unused dimension and a batch of some hundred), more shuffles of the same batch lengthen the ring; it still is linear in "
+            "time, but "
+            "images repeat, and for slow dimensions the variance comes out too high by a share of up to $(1 + s)\\/((1 - s) B)$."
+        ),
+        Pseudocode(
+            "The persistent chain",
+            (
+                "*keep* the last code $z_0$ of the batch before, without its gradient (at the beginning: a ring)",
+                "*for* the rows of the batch in random order: $z_k <- m_k + s_k dot.o z_(k-1)$",
+                "*keep* $z_B$, in the checkpoint as well",
+            ),
+            label="chain",
+        ),
+        Paragraph(
+            "The chain meets fresh images only, so its law has no bias from repetition; its first rows miss the part of their gradient that lies in "
+            "the batch "
+            "before. Periplus closes the ring where the guard holds and continues the chain where it trips. The scan itself runs in blocks side by "
+            "side."
+        ),
+        Heading("Accuracy"),
+        Paragraph(
+            f"The example of chapter 1c, for which $EE z^2$ = {truth['second_moment']:.4f} in closed form. Rows of a batch depend on each other, so "
+            f"standard "
+            "errors are taken over independent batches. The last column is the price of dependence: the variance of a batch's mean over "
+            "that of as many independent rows."
+        ),
+        accuracy_table(results, again),
+        Figure(
+            results["figures"]["bias"]["path"],
+            "Bias of $EE z^2$ in per cent of the truth, with 95 % intervals over independent batches.",
+            again,
+            "Bias against batch size of five samplers",
+            width=0.85,
+            label="sampling-bias",
+        ),
+        gradient_table(results, again),
+        Heading("Cost"),
+        cost_table(results["cost"], again),
+        guard_table(results["guard"], again),
+        Finding(conclusion(results)),
+    )
+
+
+def accuracy_table(results: Results, command: str) -> Table:
+    """Every sampler at every batch size."""
+    rows = tuple(
+        (
+            str(row["batch"]),
+            SAMPLERS[row["sampler"]],
+            str(row["batches"]),
+            f"{row['found']:.4f} ± {row['standard_error']:.4f}",
+            f"{100 * (row['found'] / results['truth']['second_moment'] - 1):+.1f} %",
+            f"{row['errors_off']:+.1f}",
+            f"{row['design_effect']:.2f}",
+        )
+        for row in results["accuracy"]
+    )
+    return Table(
+        ("B", "sampler", "batches", "E z²", "off by", "standard errors", "dependence"),
+        rows,
+        f"Second moments of {len(SAMPLERS)} samplers (truth {results['truth']['second_moment']:.4f}). Series: {TERMS} terms, or as many as the "
+        f"batch has.",
+        command,
+        align=("right", "left", "right", "decimal", "decimal", "decimal", "decimal"),
+        label="accuracy",
+    )
+
+
+def gradient_table(results: Results, command: str) -> Table:
+    """The derivative with and without the noise's part."""
+    truth, names = results["truth"]["gradient"], {"through": "through the noise", "cut": "noise cut out of the graph"}
+    rows = tuple(
+        (name, f"{told['value']:.4f} ± {told['standard_error']:.4f}", f"{100 * (told['value'] / truth - 1):+.1f} %")
+        for name, told in ((name, results["gradient"][key]) for key, name in names.items())
+    )
+    return Table(
+        ("gradient", "d/da E z²", "off by"),
+        rows,
+        f"Derivative of $EE z^2$ for locations $a m(x)$ at $a = 1$: codes are proportional to $a$, so the truth is $2 EE z^2$ = {truth:.4f}. "
+        f"{GRADIENT_BATCHES} rings of {GRADIENT_ROWS:,} rows, ± standard error.",
+        command,
+        align=("left", "decimal", "decimal"),
+        label="gradient",
+    )
+
+
+def cost_table(rows: list[dict[str, Any]], command: str) -> Table:
+    """Time and memory, with the ratio to the series."""
+    told = []
+    for row in rows:
+        series = next(other for other in rows if other["sampler"] == "series" and other["batch"] == row["batch"])
+        less = "-" if row is series else f"{series['seconds'] / row['seconds']:.0f}"
+        smaller = "-" if row is series else f"{series['megabytes'] / row['megabytes']:.0f}"
+        times = (f"{1000 * row['seconds']:.2f}", less, f"{row['megabytes']:.2f}", smaller)
+        told.append((str(row["batch"]), SAMPLERS[row["sampler"]], *times))
+    return Table(
+        ("B", "sampler", "time / ms", "times faster", "memory / MB", "times smaller"),
+        tuple(told),
+        f"One pass forward and backward at d = {DIMENSIONS} where the guard holds, one thread, the fastest of several; ratios to the series of K = "
+        f"{TERMS} "
+        "terms of the same run. As it was timed here, on a machine that may have had other work.",
+        command,
+        align=("right", "left", "decimal", "decimal", "decimal", "decimal"),
+        label="cost",
+    )
+
+
+def guard_table(rows: list[dict[str, Any]], command: str) -> Table:
+    """Shuffles that the guard asks for."""
+    scales = sorted({row["scale"] for row in rows})
+    laps = {(row["batch"], row["scale"]): row["laps"] for row in rows}
+    told = tuple((str(batch), *(str(laps[batch, scale]) for scale in scales)) for batch in sorted({row["batch"] for row in rows}))
+    return Table(
+        ("B", *(f"s = {scale:g}" for scale in scales)),
+        told,
+        "Shuffles of a batch that the guard asks for, by the scale of the slowest dimension.",
+        command,
+        align=("right", *("decimal",) * len(scales)),
+        label="guard",
+    )
+
+
+def conclusion(results: Results) -> str:
+    """Which samplers are biased where, what cutting the noise costs, and what the schemes cost."""
+    return " ".join((accuracy_sentence(results), gradient_sentence(results), cost_sentence(results["cost"])))
+
+
+def accuracy_sentence(results: Results) -> str:
+    """Batch sizes at which each sampler is told apart from the truth."""
+    truth, parts = results["truth"]["second_moment"], []
+    for sampler, name in SAMPLERS.items():
+        own = [row for row in results["accuracy"] if row["sampler"] == sampler]
+        off = [row for row in own if abs(row["errors_off"]) > TOLD]
+        if off:
+            told = ", ".join(f"{100 * (row['found'] / truth - 1):+.0f} % at B = {row['batch']}" for row in off)
+            parts.append(f"{name}: *biased*, {told}")
+        else:
+            parts.append(f"{name}: no bias told at any B")
+    return f"Second moments, by a rule of {TOLD:g} standard errors: {'; '.join(parts)}."
+
+
+def gradient_sentence(results: Results) -> str:
+    """What cutting the noise out of the graph does to the gradient."""
+    truth = results["truth"]["gradient"]
+    through, cut = (results["gradient"][key] for key in ("through", "cut"))
+    right = abs(through["value"] - truth) < TOLD * through["standard_error"]
+    off = 100 * (cut["value"] / truth - 1)
+    whole = "agrees with the truth" if right else f"is *off* by {100 * (through['value'] / truth - 1):+.1f} %"
+    told = abs(cut["value"] - truth) > TOLD * cut["standard_error"]
+    return f"The gradient through the ring {whole}; without the noise's part it is {f'off by {off:+.0f} %' if told else 'not told apart from it'}."
+
+
+def cost_sentence(rows: list[dict[str, Any]]) -> str:
+    """Ratios at the largest batch."""
+    batch = max(row["batch"] for row in rows)
+    own = {row["sampler"]: row for row in rows if row["batch"] == batch}
+    ring, series = own["ring"], own["series"]
+    faster, smaller = series["seconds"] / ring["seconds"], series["megabytes"] / ring["megabytes"]
+    return (
+        f"At B = {batch:,} the ring takes {number(1000 * ring['seconds'])} ms, {told_ratio(faster, 'faster', 'slower')}, and "
+        f"{number(ring['megabytes'])} MB, {told_ratio(smaller, 'less', 'more')} memory, against the series."
+    )
+
+
+def told_ratio(ratio: float, better: str, worse: str) -> str:
+    """A ratio in words."""
+    return f"{number(ratio, 2)} times {better}" if ratio >= 1 else f"{number(1 / ratio, 2)} times {worse}"
+
+
+QUESTION = Question(
+    "1e",
+    "Drawing echo noise",
+    "What computational issues come with sampling echo noise, and which schemes deal with them?",
+    (),
+    measure,
+    draw,
+    tell,
+)
