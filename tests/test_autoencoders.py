@@ -156,7 +156,7 @@ def test_encodings_of_images_differ_at_the_start(architecture: str) -> None:
     for clip in (None, CLIP):
         mean, log_scale = build(architecture, (1, 28, 28), 32, clip=clip).encoder(images(100, (1, 28, 28)))
         assert 1e-5 < float(mean.std(0).mean()) < 2
-        assert float((log_scale.exp() - (1 if clip is None else 0.5)).abs().mean()) < 0.35  # Gaussian: like the prior; echo: half of the noise passes
+        assert float((log_scale.exp() - (1 if clip is None else 0.5)).abs().mean()) < 0.45  # Gaussian: like the prior; echo: half of the noise passes
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -236,11 +236,13 @@ def test_an_echo_heads_scale_stays_below_the_clip_and_keeps_its_gradient(gate: f
 @pytest.mark.parametrize("location", [-1e6, -3.0, 0.0, 0.2, 1e6])
 @pytest.mark.parametrize("gate", [-8.0, 0.0, 12.0])
 def test_echo_codes_are_bounded_however_much_noise_passes(location: float, gate: float) -> None:
-    """|m| <= 4 (1 - s): each code is then a weighted mean of bounded ones, and the sum |m| / (1 - s) of the recursion never exceeds the bound."""
+    """|m| <= 4 (1 - s^8) <= 32 (1 - s): the sum |m| / (1 - s) of the recursion stays below 32, where m bounded alone allows 400 at the clip."""
     mean, log_scale, _ = gated(EchoHead(4, 3, CLIP), gate, location)
-    torch.testing.assert_close(mean, 4 * math.tanh(location / 4) * (1 - log_scale.exp()), rtol=1e-5, atol=1e-7)
+    s = log_scale.exp()
+    torch.testing.assert_close(mean, 4 * math.tanh(location / 4) * (1 - s**8), rtol=1e-4, atol=1e-6)
     z = EchoChannel(clip=CLIP).sample(mean, log_scale, seeded())
-    torch.testing.assert_close(z, torch.full_like(z, 4 * math.tanh(location / 4)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(z, mean / (1 - s), rtol=1e-3, atol=1e-5)  # all rows alike: the recursion is a geometric series
+    assert float(z.abs().max()) < 32
 
 
 def test_a_gaussian_head_is_affine_and_a_constant_scale_constant() -> None:

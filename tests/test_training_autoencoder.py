@@ -666,7 +666,7 @@ def test_codes_of_a_marginal_have_its_moments(name: str, digits: ImageData, tmp_
         error = moment.std(0) / math.sqrt(30)
         assert bool(((moment.mean(0) - expected).abs() < 4 * error + 1e-3 * second).all()), (moment.mean(0), expected, error)
     spread = (second - first**2).sqrt()
-    assert float(spread.min()) > 0.05 and float((second - 1).abs().max()) > 0.02  # nothing like the prior, so that this can fail
+    assert float(spread.max()) > 0.05 and float((second - 1).abs().max()) > 0.02  # nothing like the prior, so that this can fail
 
 
 def test_pixels_have_these_distortions_in_a_run(few_digits: ImageData, tmp_path: Path) -> None:

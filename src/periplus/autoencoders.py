@@ -11,10 +11,10 @@ The architectures:
     linear       both halves affine, one scale for all images: with a Gaussian likelihood its optimum is known in closed form (principal components)
 
 One head is shared by all encoders of a channel. A Gaussian channel takes location and log-scale as they come. An echo channel clamps its scale at r,
-and a clamp has no gradient: so the head keeps ln s = ln r - softplus(-a) below ln r smoothly. Its locations, m = 4 tanh(a / 4) (1 - s^8), are bounded,
-as the recursion needs, and fade where s nears 1: a dimension that carries nothing, s near 0.99, would otherwise send the decoder codes up to a hundred
-times larger than m. (A power of 8 leaves the dimensions that do carry something, s below 0.7, as they are. Fading with 1 - s instead was measured to
-kill dimensions that come to be needed: LOG.md.)
+and a clamp has no gradient: so the head keeps ln s = ln r - softplus(-a) below ln r smoothly. Its locations, m = 4 tanh(a / 4) (1 - s^8), are
+bounded, as the recursion needs, and fade where s nears 1: a dimension that carries nothing, s near 0.99, would otherwise send the decoder codes up
+to a hundred times larger than m. (A power of 8 leaves the dimensions that do carry something, s below 0.7, as they are. Fading with 1 - s instead was
+measured to kill dimensions that come to be needed: LOG.md.)
 """
 
 from __future__ import annotations

@@ -285,9 +285,10 @@ def likelihood_constant(config: AutoencoderConfig, images: Tensor) -> float:
 
 
 def log_likelihood(run: Run, sent: Sent, images: int, samples: int, generator: torch.Generator) -> dict[str, Any]:
-    """Importance-sampled log p(x) of a VAE on the first images of a split, nats; a lower bound in expectation, rising with the samples."""
+    """Importance-sampled log p(x) of a VAE on some images of a split, nats; a lower bound in expectation, rising with the samples."""
     config = autoencoder_config(run)
-    x = to_float(sent.images[:images]).to(run.device)
+    chosen = torch.randperm(len(sent.mean), generator=generator)[:images]  # not the first ones: binarised MNIST is not shuffled
+    x = to_float(sent.images[chosen]).to(run.device)
     constant = likelihood_constant(config, sent.images)
 
     def log_density(rows: Tensor) -> Any:
@@ -301,7 +302,7 @@ def log_likelihood(run: Run, sent: Sent, images: int, samples: int, generator: t
     values = []
     for start in range(0, len(x), 100):
         rows = slice(start, start + 100)
-        mean, log_scale = sent.mean[: len(x)][rows].to(run.device), sent.log_scale[: len(x)][rows].to(run.device)
+        mean, log_scale = sent.mean[chosen[rows]].to(run.device), sent.log_scale[chosen[rows]].to(run.device)
         found = information.importance_log_likelihood(log_density(x[rows]), mean, log_scale, samples=samples, generator=generator, chunk=50)
         values.append(found.per_example.cpu())
     return {**told(torch.cat(values)), "examples": len(x), "samples": samples}

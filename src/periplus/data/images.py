@@ -164,7 +164,8 @@ def _load_named(name: str, split: str, root: str | os.PathLike[str] | None) -> L
     paths = sources.files_of_split(name, split, root, sources.terminal_progress())
     if name == "binarized-mnist":
         bits = np.unpackbits(formats.read_npz_array(paths[0], split), axis=1)
-        return Loaded((bits * np.uint8(255)).reshape(-1, *known.shape), None, ())
+        # the packed file unpacks with its images side by side: gathering one would cross the whole set
+        return Loaded(np.ascontiguousarray(bits * np.uint8(255)).reshape(-1, *known.shape), None, ())
     images = formats.read_idx_images(paths[0])
     return Loaded(images, formats.read_idx_labels(paths[1], len(images)), known.classes)
 

@@ -25,7 +25,7 @@ from periplus.study.workshop import Workshop
 SHOWN, PATHS, LIMIT = (0, 1, 2, 8), 100_000, 120
 EDGES, BINS = (-4.0, 4.0), 64
 MOST_TERMS = 24
-STRIP = 10
+STRIP = 7
 #: The example: x ~ U(-1, 1), m = x, s = 0.5 + 0.3 x, so |m| <= 1 and s <= 0.8.
 BOUND, RATIO = 1.0, 0.8
 
@@ -100,7 +100,7 @@ def take_apart(workshop: Workshop) -> dict[str, Any]:
     logs = run.channel.log_scale(log_scale).double()
     active = encoded.double().var(0, correction=0) > 0.01
     used = active if bool(active.any()) else torch.ones_like(active)
-    share = (weights * m).norm(dim=1)
+    share = (weights * m)[:, used].norm(dim=1)
     slowest = float(logs.mean(0).max())
     return {
         "beta": cell["values"]["beta"],
@@ -326,7 +326,7 @@ def code_sentence(code: dict[str, Any]) -> str:
         if code["terms_needed_active"] is not None and code["active"] and code["terms_needed_active"] < needed:
             end += f" (the slowest active one after {code['terms_needed_active']:,})"
     return (
-        f"The trained code is {whose}: {100 * own:.0f} % of the summed lengths of its terms; the first image of its noise weighs "
+        f"The trained code is {whose}: {100 * own:.0f} % of the summed lengths of its terms (active dimensions); the first image of its noise weighs "
         f"{number(first, 2)}, the last one shown {number(last, 2)}; {end}."
     )
 
