@@ -41,14 +41,14 @@ from typing import Any, NoReturn
 
 import torch
 
-from periplus import AdversarialConfig, ImageData, load_data, runs, train
+from periplus import ImageData, load_data, runs, train
+from periplus.config import MODELS, Config, config_for
 from periplus.files import write_atomically
 from periplus.machine import versions
 from periplus.networks import MLPCritic, MLPGenerator
-from periplus.training import adversarial
+from periplus.training import adversarial, autoencoder
 
 RESULTS = Path(__file__).parent / "results" / "kill_runs.json"
-MODELS = ("gan", "wgan-gp")
 COMPARED = ("config.toml", "metrics.jsonl", "samples", "checkpoints")
 OPERATIONS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 
@@ -109,12 +109,20 @@ class HalfWriter:
 
 def arm(kill: Kill | None, board: Board) -> None:
     """Patch this process so that it counts its file operations, tells its step, and dies where it is told to."""
-    save, update_average = adversarial.save, adversarial.update_average
+    update_average, autoencoder_step = adversarial.update_average, autoencoder.autoencoder_step
 
-    def telling_save(*arguments: Any) -> None:
-        board.write(1, 1)
-        save(*arguments)
-        board.write(1, 0)
+    def telling(save: Callable[..., None]) -> Callable[..., None]:
+        def telling_save(*arguments: Any) -> None:
+            board.write(1, 1)
+            save(*arguments)
+            board.write(1, 0)
+
+        return telling_save
+
+    def telling_step(state: Any, *arguments: Any) -> Any:
+        outcome = autoencoder_step(state, *arguments)
+        board.write(0, state.step + 1)
+        return outcome
 
     def telling_update(ema: Any, generator: Any, decay: float, step: int) -> None:
         update_average(ema, generator, decay, step)
@@ -149,13 +157,14 @@ def arm(kill: Kill | None, board: Board) -> None:
     builtins.open = deadly_open  # type: ignore[assignment]
     for name in OPERATIONS:
         setattr(os, name, deadly(getattr(os, name)))
-    adversarial.save, adversarial.update_average = telling_save, telling_update  # type: ignore[assignment]
+    adversarial.save, adversarial.update_average = telling(adversarial.save), telling_update
+    autoencoder.save_checkpoint, autoencoder.autoencoder_step = telling(autoencoder.save_checkpoint), telling_step  # type: ignore[assignment]
 
 
 # ---- in the parent --------------------------------------------------------------------------------------------------------------------------
 
 
-def attempt(config: AdversarialConfig, data: ImageData, folder: Path, kill: Kill | None, board: Board) -> str:
+def attempt(config: Config, data: ImageData, folder: Path, kill: Kill | None, board: Board) -> str:
     """Begin or resume the run in a forked child. Returns 'done', 'killed', or the last lines of its traceback."""
     board.clear()
     complaint = folder.with_suffix(".error")
@@ -196,10 +205,12 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(name for file in folder.rglob("*") if is_leftover(name := str(file.relative_to(folder))))
 
 
-def configuration(model: str, steps: int) -> AdversarialConfig:
+def configuration(model: str, steps: int) -> Config:
     every = max(2, steps // 20)
-    return AdversarialConfig(
-        model,  # type: ignore[arg-type]
+    own = {"hidden": 24, "schedule": "cosine"} if model in ("vae", "echo") else {}
+    return config_for(
+        model,
+        **own,
         batch_size=16,
         latent_dim=4,
         max_steps=steps,
@@ -239,9 +250,8 @@ class Campaign:
     def run(self) -> int:
         """All kills; the exit code."""
         self.warm_up()
-        share = [self.kills - self.kills // 2, self.kills // 2]
-        for model, kills in zip(MODELS, share, strict=True):
-            self.visit(model, kills)
+        for k, model in enumerate(MODELS):
+            self.visit(model, (self.kills + len(MODELS) - 1 - k) // len(MODELS))
         self.record["complete"] = True
         self.write()
         return 1 if self.record["lost"] or self.record["different"] else 0
@@ -271,7 +281,7 @@ class Campaign:
             given += self.one_run(model, config, expected, kills - given)
             self.write()
 
-    def one_run(self, model: str, config: AdversarialConfig, expected: dict[str, bytes], limit: int) -> int:
+    def one_run(self, model: str, config: Config, expected: dict[str, bytes], limit: int) -> int:
         """One run, killed one to three times (at most `limit`), resumed to its end and compared. Returns the number of kills."""
         number = self.record["runs"]
         folder, given, wanted, step = self.out / f"{model}-{number}", 0, min(limit, self.chance.randint(1, 3)), 0

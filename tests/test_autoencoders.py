@@ -269,10 +269,10 @@ def test_the_papers_encoder_has_the_papers_layers() -> None:
     layers = [(m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0]) for m in encoder.modules() if isinstance(m, nn.Conv2d)]
     assert layers == [(1, 32, 5, 1), (32, 32, 5, 2), (32, 64, 5, 1), (64, 64, 5, 2), (64, 256, 7, 1)]
     assert encoder.body(images(2, (1, 28, 28))).shape == (2, 256)
-    _, log_scale, _ = gated(small := EchoHead(4, 3, CLIP, bound=1.0, stretch=16.0, convex=False), 0.0, location=8.0)
+    _, log_scale, _ = gated(small := EchoHead(4, 3, CLIP, bound=1.0, stretch=16.0, fade=0), 0.0, location=8.0)
     torch.testing.assert_close(small(torch.zeros(2, 4))[0], torch.full((2, 3), math.tanh(8 / 16)))
     head = encoder.code
-    assert isinstance(head, EchoHead) and (head.bound, head.stretch, head.convex) == (1.0, 16.0, False)
+    assert isinstance(head, EchoHead) and (head.bound, head.stretch, head.fade) == (1.0, 16.0, 0)
     assert isinstance(build("echo-paper", (1, 28, 28), 32).encoder.code, GaussianHead)
 
 

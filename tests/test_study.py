@@ -486,14 +486,23 @@ def test_a_study_is_not_resumed_with_fewer_epochs(folder: Path, lean: None) -> N
 
 
 @pytest.mark.parametrize(
-    ("only", "keys"), [((), ["2a", "2b"]), (("2b",), ["2b"]), (("2b", "2a"), ["2a", "2b"]), (("2b,2a",), ["2a", "2b"]), ((" 2a ,",), ["2a"])]
+    ("only", "keys"),
+    [
+        ((), ["1a", "1b", "1c", "1d", "1e", "2a", "2b"]),
+        (("2b",), ["2b"]),
+        (("2b", "2a"), ["2a", "2b"]),
+        (("2b,2a",), ["2a", "2b"]),
+        ((" 2a ,",), ["2a"]),
+    ],
 )
 def test_chapters_come_in_the_order_of_the_sheet(only: tuple[str, ...], keys: list[str]) -> None:
     assert [q.key for q in study.chosen(only)] == keys
 
 
 def test_an_unknown_chapter_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--only: there is no chapter '2bb' \(did you mean '2b'\?\): known are 2a, 2b") as caught:
+    with pytest.raises(
+        UsageError, match=r"--only: there is no chapter '2bb' \(did you mean '2b'\?\): known are 1a, 1b, 1c, 1d, 1e, 2a, 2b"
+    ) as caught:
         make_study(Settings(out=tmp_path / "new", only=("2a", "2bb")), "periplus study", note=quiet)
     assert caught.value.exit_code == 2 and not (tmp_path / "new").exists()
 

@@ -160,6 +160,7 @@ def stop(processes: list[subprocess.Popen[bytes]]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=30)
         process.kill()
+        process.wait()  # a machine that is busy takes a while to bury them
 
 
 def progress(folder: Path) -> tuple[int, int, str]:

@@ -210,6 +210,8 @@ def lines(panels: Sequence[Mapping[str, Any]], path: PathLike, height: float = 2
             axis.set_ylabel(panel["y_label"])
             if panel.get("y_log"):
                 _plain_log_ticks(axis)
+            if panel.get("x_log"):
+                axis.xaxis.set_minor_formatter("")
         _legend(figure, columns)
 
     return save_svg(draw, path, height=height)

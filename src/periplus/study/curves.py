@@ -85,12 +85,16 @@ def spread(numbers: Sequence[float]) -> tuple[float, float, float]:
     return (middle, low, high) if math.isfinite(low) else (middle, middle, middle)
 
 
-def half(numbers: Sequence[float], digits: int = 3) -> str:
+def half(numbers: Sequence[float]) -> str:
     """Mean ± half the 95 % interval over seeds, for print; the mean alone for one seed."""
     middle, low, high = spread(numbers)
     if math.isnan(middle):
         return "-"
-    places = 2 if max(abs(middle), abs(high)) < 9.995 or digits > 3 else 1
+    size = max(abs(middle), (high - low) / 2)
+    if size >= 9999.5:
+        return f"{middle:.1e}"
+    places = 3 if size < 0.0995 else 2 if size < 9.995 else 1
+    middle = round(middle, places) + 0.0  # 0, not -0
     return f"{middle:.{places}f}" + (f" ± {(high - low) / 2:.{places}f}" if high > low else "")
 
 
@@ -170,6 +174,13 @@ def verdict_sentence(rows: Sequence[Record], a: str, b: str) -> str:
     return "; ".join(parts)
 
 
+def difference(value: float | None, infinite: str) -> str:
+    """An end of an interval for print."""
+    if value is None:
+        return infinite
+    return f"{value:,.0f}" if abs(value) >= 999.5 else number(value)
+
+
 def comparison_table(pairs: dict[str, Sequence[Record]], command: str, label: str, caption: str) -> Table:
     """The verdicts of several pairs, beta by beta. `pairs`: what the verdict is about -> rows of `compare_sweeps`."""
     rows = tuple(
@@ -178,11 +189,11 @@ def comparison_table(pairs: dict[str, Sequence[Record]], command: str, label: st
             title,
             f"{row['a']:.2f}",
             f"{row['b']:.2f}",
-            f"{number(row['low']) if row['low'] is not None else '-∞'} to {number(row['high']) if row['high'] is not None else '∞'}",
+            f"{difference(row['low'], '-∞')} to {difference(row['high'], '∞')}",
             row["verdict"],
         )
         for title, found in pairs.items()
         for row in found
     )
-    header = ("β", "first against second", "D + βR, first", "D + βR, second", "interval of the difference", "the first is")
+    header = ("β", "first, second", "D + βR, first", "D + βR, second", "interval of the difference", "the first is")
     return Table(header, rows, caption, command, align=("right", "left", "right", "right", "right", "left"), label=label)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from periplus.config import AutoencoderConfig
 from periplus.console import duration, note
 from periplus.data import load_data
 from periplus.errors import UsageError
@@ -15,7 +16,8 @@ from periplus.evaluation import SAMPLES
 from periplus.files import read_json, write_atomically
 from periplus.report import Chapter, Figure, Finding, Heading, KeyNumbers, Paragraph, Reference, Report, code, plain, write_html, write_pdf
 from periplus.runs import load_run
-from periplus.study import judging
+from periplus.study import curves, judging
+from periplus.study.autoencoder_chapter import autoencoder_chapter, draw_autoencoders, kind_of, measure_autoencoders
 from periplus.study.chapters import CHAPTERS, echo, echo_rate, extremes, gan, marginal, penalty, sampling
 from periplus.study.settings import Cell, image_size_of, words_of
 from periplus.study.telling import collapse_sentence, run_table, settings_of
@@ -40,11 +42,11 @@ REFERENCES = (
 
 #: What each chapter concludes, for the summary.
 CONCLUSIONS = {
-    "1a": extremes.conclusion,
-    "1b": marginal.conclusion,
-    "1c": echo.conclusion,
-    "1d": echo_rate.conclusion,
-    "1e": sampling.conclusion,
+    "1a": extremes.headline,
+    "1b": marginal.headline,
+    "1c": echo.headline,
+    "1d": echo_rate.headline,
+    "1e": sampling.headline,
     "2a": gan.conclusion,
     "2b": penalty.conclusion,
 }
@@ -86,6 +88,8 @@ def summary(results: dict[str, Any]) -> tuple[Any, ...]:
             "again, and conclusions are computed from the numbers beside them."
         )
     ]
+    if rate_rows := rate_numbers(chapters):
+        blocks.append(KeyNumbers(rate_rows))
     models = [chapters[key] for key in ("2a", "2b") if key in chapters]
     runs = [r for model in models for r in model["runs"]]
     if runs:
@@ -102,6 +106,26 @@ def summary(results: dict[str, Any]) -> tuple[Any, ...]:
         if key in chapters:
             blocks.append(Finding(f"*{key}* " + conclusion(chapters[key])))
     return tuple(blocks)
+
+
+def rate_numbers(chapters: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The key figures of the chapters on rate and distortion, of those that are there."""
+    rows = []
+    if "1a" in chapters:
+        record = chapters["1a"]["sweeps"]["vae"]
+        lowest = curves.betas(record)[0]
+        rate, away = (curves.mean(curves.values(record, lowest, name)) for name in ("prior_rate", "kl_to_prior"))
+        rows.append((f"{rate:.1f} nats", f"rate of the β-VAE at β = {curves.told_beta(lowest)}; {away:.1f} of them are distance from the prior"))
+    if "1d" in chapters:
+        cases = chapters["1d"]["cases"]
+        right = sum(abs(told["formula"] - told["truth"]) < echo_rate.OFF for told in cases)
+        rows.append((f"{right} of {len(cases)}", "echo channels of known truth for which the closed form is right"))
+    if "1e" in chapters:
+        cost = chapters["1e"]["cost"]
+        batch = max(row["batch"] for row in cost)
+        seconds = {row["sampler"]: row["seconds"] for row in cost if row["batch"] == batch}
+        rows.append((f"{seconds['series'] / seconds['ring']:.0f} times", f"as long as a ring of echo noise takes the series, B = {batch:,}"))
+    return tuple(rows)
 
 
 def environment_rows(results: dict[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -148,11 +172,17 @@ def report_runs(folders: Sequence[Path], out: Path, data_root: Path | None = Non
     chapters = []
     results: dict[str, Any] = {}
     again = shlex.join(["periplus", "report", *map(str, folders), "--out", str(out)])
-    for model in dict.fromkeys(run.config.model for run in runs):
-        group = [(folder, run) for folder, run in zip(folders, runs, strict=True) if run.config.model == model]
+    for model in dict.fromkeys(kind_of(run) for run in runs):
+        group = [(folder, run) for folder, run in zip(folders, runs, strict=True) if kind_of(run) == model]
         cells = [Cell(model, k, str(folder.resolve()), words_of(run)) for k, (folder, run) in enumerate(group)]
         named = {cell.name: run for cell, (_, run) in zip(cells, group, strict=True)}
-        workshop = Workshop(out, data, named, cells, lambda key: again, note)
+        workshop = Workshop(out, data, named, cells, lambda key: again, note, data_root=data_root)
+        if isinstance(group[0][1].config, AutoencoderConfig):
+            note(f"measuring {len(group)} run{'s' * (len(group) != 1)} of {group[0][1].config.model}")
+            measured = measure_autoencoders(workshop, model)
+            results[model] = {**measured, "figures": draw_autoencoders(measured, workshop, f"report-{model}")}
+            chapters.append(autoencoder_chapter(results[model], cells))
+            continue
         note(f"measuring {len(group)} run{'s' * (len(group) != 1)} of {model}, {SAMPLES:,} samples each")
         measured = judging.measure_model(workshop, model)
         panels = gan.PANELS if model == "gan" else penalty.PANELS

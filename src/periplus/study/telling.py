@@ -11,10 +11,18 @@ from periplus.report import Settings, Table
 
 #: Settings that a reader of a chapter wants, in this order, with what they are called in print.
 TOLD = {
+    "architecture": "architecture",
+    "hidden": "hidden units",
+    "depth": "hidden layers",
+    "likelihood": "likelihood",
+    "sigma": "standard deviation of a pixel",
+    "clip": "clip of the echo scale",
+    "estimator": "estimate of q(z)",
     "epochs": "epochs",
     "batch_size": "batch size",
     "latent_dim": "dimension of the code",
     "learning_rate": "learning rate (Adam)",
+    "schedule": "its schedule",
     "beta1": "Adam, first decay",
     "beta2": "Adam, second decay",
     "critic_steps": "critic steps per generator step",

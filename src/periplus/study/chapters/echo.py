@@ -23,7 +23,7 @@ from periplus.study.workshop import Workshop
 
 #: Recursions whose law is shown; paths drawn; recursions that stand for infinitely many.
 SHOWN, PATHS, LIMIT = (0, 1, 2, 8), 100_000, 120
-EDGES, BINS = (-4.0, 4.0), 64
+EDGES, BINS = (-1.5, 3.5), 50
 MOST_TERMS = 24
 STRIP = 7
 #: The example: x ~ U(-1, 1), m = x, s = 0.5 + 0.3 x, so |m| <= 1 and s <= 0.8.
@@ -42,7 +42,7 @@ def measure(workshop: Workshop) -> Results:
     edges = torch.linspace(*EDGES, BINS + 1, dtype=torch.float64)
     fine = torch.linspace(-1, 1, 200_001, dtype=torch.float64)[:, None]
     m, s = example(fine)
-    moments = [float(value) for value in echo_moments(m, s)]
+    moments = [round(float(value), 12) + 0.0 for value in echo_moments(m, s)]  # 0, not -0
     return {
         "sweeps": {"echo": curves.sweep_record(workshop.sweeps["echo"])},
         "example": {
@@ -174,18 +174,15 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
     return (
         Heading("Noise made of other codes"),
         Paragraph(
-            "The noise of an echo encoder [@brekelmans2019] is not drawn from a law that somebody chose. It is another code: that of an image $x_1$ "
-            "drawn "
-            "from the data independently of $x$,"
+            "The noise of an echo encoder [@brekelmans2019] is not drawn from a law that somebody chose. It is another code: that of an image "
+            "$x_1$ drawn from the data independently of $x$,"
         ),
         Equation(unroll(0, "typst") + ", quad z_1 tilde.op q^*(z|x_1), quad x_1 tilde.op p(x).", "echo"),
         Paragraph(
             "Here $m$ is a location, $s > 0$ a scale for every dimension, $dot.o$ the product dimension by dimension. $z_1 tilde.op q^*(z|x_1)$ "
-            "means: $z_1$ "
-            "is itself a code, made in the same way, with noise of its own. The law $q^*$ is thus defined by itself, as the fixed point of this "
-            "recipe. Since $x_1$ is a fresh draw from the data, $z_1$ follows the law of *all* codes, $q^*(z) = EE_x q^*(z|x)$, and is independent "
-            "of "
-            "$x$: noise and signal have the same shape. That is the whole trick, and chapter 1d lives on it."
+            "means: $z_1$ is itself a code, made in the same way, with noise of its own. The law $q^*$ is thus defined by itself, as the fixed "
+            "point of this recipe. Since $x_1$ is a fresh draw from the data, $z_1$ follows the law of *all* codes, $q^*(z) = EE_x q^*(z|x)$, and "
+            "is independent of $x$: noise and signal have the same shape. That is the whole trick, and chapter 1d lives on it."
         ),
         Paragraph("Putting the recipe into itself once, and twice:"),
         Equation(unroll(1, "typst") + ",", "echo-1"),
@@ -199,14 +196,12 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Paragraph(
             "The weights are products of independent factors, so their logarithms are sums that drift by $EE ln s$ a step. The series converges "
             "with probability one if in every dimension $EE ln s < 0$ and $EE ln^+ |m| < infinity$; then the start is forgotten and $q^*$ is "
-            "unique. If "
-            "moreover $|m| <= M$ and $s <= r < 1$, stopping after $K$ terms (the row's own $m(x)$ counts as one) leaves at most"
+            "unique. If moreover $|m| <= M$ and $s <= r < 1$, stopping after $K$ terms (the row's own $m(x)$ counts as one) leaves at most"
         ),
         Equation("abs(z - z^((K))) <= sum_(k >= K) r^k M = M r^K / (1 - r).", "truncation"),
         Paragraph(
-            "Independence of $z_1$ and $x$ also gives the moments without any simulation: taking means of $z$ and of $z^2$ on both sides of [@echo] "
-            "and "
-            "solving,"
+            "Independence of $z_1$ and $x$ also gives the moments without any simulation: taking means of $z$ and of $z^2$ on both sides of "
+            "[@echo] and solving,"
         ),
         Equation("EE z = (EE m) / (1 - EE s), quad EE z^2 = (EE m^2 + 2 EE[m s] EE z) / (1 - EE s^2).", "echo-moments"),
         Pseudocode(
@@ -221,8 +216,8 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Heading("An example, and its law"),
         Paragraph(
-            "$x tilde.op cal(U)(-1, 1)$, $m(x) = x$, $s(x) = 0.5 + 0.3 x$: scale and location go together, so codes are skewed. $M = 1$, $r = 0.8$, "
-            f"$EE ln s = {told['mean_log_scale']:.4f}$."
+            "$x tilde.op cal(U)(-1, 1)$, $m(x) = x$, $s(x) = 0.5 + 0.3 x$: scale and location go together, so codes are skewed. $M = 1$, $r = "
+            f"0.8$, $EE ln s = {told['mean_log_scale']:.4f}$."
         ),
         Figure(
             figures["law"]["path"],
@@ -245,14 +240,13 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Paragraph(
             f"The same on real images: the echo encoder of the sweep of chapter 1d at $beta$ = {told_beta(code['beta'])}, seed {code['seed']} "
             f"({code['dimensions']} dimensions, {code['active']} of them active), and the first test image. The images that follow are drawn at "
-            f"random from the "
-            "training images; the weight of each is the product of the scales before it."
+            "random from the training images; the weight of each is the product of the scales before it."
         ),
         Command(results["sweeps"]["echo"]["command"]),
         Figure(
             figures["strip"]["path"],
-            "What a code is made of. Above: the image itself, then the images that are its noise. Middle: the decoder's picture of the sum "
-            "up to there. Below: the weight of each image's location, a mean over "
+            "What a code is made of. Above: the image itself, then the images that are its noise. Middle: the decoder's picture of the sum up to "
+            "there. Below: the weight of each image's location, a mean over "
             + ("the active dimensions." if code["active"] else "all dimensions (none is active)."),
             figures["strip"]["command"],
             "Images, partial sums decoded, and weights",
@@ -287,6 +281,11 @@ def law_table(told: dict[str, Any], command: str) -> Table:
 def errors_off(row: dict[str, Any], told: dict[str, Any]) -> float:
     """By how many standard errors a second moment is off the closed form."""
     return float((row["second_moment"] - told["second_moment"]) / row["second_moment_se"])
+
+
+def headline(results: Results) -> str:
+    """The conclusion in one sentence."""
+    return example_sentence(results["example"])
 
 
 def conclusion(results: Results) -> str:
@@ -326,8 +325,8 @@ def code_sentence(code: dict[str, Any]) -> str:
         if code["terms_needed_active"] is not None and code["active"] and code["terms_needed_active"] < needed:
             end += f" (the slowest active one after {code['terms_needed_active']:,})"
     return (
-        f"The trained code is {whose}: {100 * own:.0f} % of the summed lengths of its terms (active dimensions); the first image of its noise weighs "
-        f"{number(first, 2)}, the last one shown {number(last, 2)}; {end}."
+        f"The trained code is {whose}: {100 * own:.0f} % of the summed lengths of its terms (active dimensions); the first image of its noise "
+        f"weighs {number(first, 2)}, the last one shown {number(last, 2)}; {end}."
     )
 
 

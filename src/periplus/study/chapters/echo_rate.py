@@ -31,11 +31,11 @@ OFF = 1e-6
 def measure(workshop: Workshop) -> Results:
     """Cases whose information is known; the three sweeps, and which lies below which."""
     records = {key: curves.sweep_record(workshop.sweeps[key]) for key in SWEEPS}
-    count = len(PARTNERS) * len(betas(records["vae"]))
     return {
         "sweeps": records,
+        "points": POINTS,
         "cases": [uniform(), *(coin(s) for s in (1 / 2, 1 / 3, 1 / 5)), copies()],
-        "comparisons": {f"{a} against {b}": curves.compare_sweeps(records[a], records[b], count) for a, b in PARTNERS},
+        "comparisons": {f"{a} against {b}": curves.compare_sweeps(records[a], records[b], len(PARTNERS)) for a, b in PARTNERS},
     }
 
 
@@ -194,42 +194,38 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Heading("When it fails"),
         Paragraph(
-            "The step that cancels $h(z)$ needs $h(z)$ to be finite. If $q^*$ is singular, a law on a set of volume zero, $h(z) = - infinity$ "
-            "and there is nothing to cancel. In general only an inequality is left, and for a channel that is fed with $N$ different images there is "
-            "a second one, because a code cannot tell more than which image it was:"
+            "The step that cancels $h(z)$ needs $h(z)$ to be finite. If $q^*$ is singular, a law on a set of volume zero, $h(z) = - infinity$ and "
+            "there is nothing to cancel. In general only an inequality is left, and for a channel that is fed with $N$ different images there is a "
+            "second one, because a code cannot tell more than which image it was:"
         ),
         Equation("I(x;z) <= - EE_x ln abs(det S(x)), quad I(x;z) <= H(x) = ln N,", "echo-theorem"),
         Paragraph(
             "so $min(- EE ln abs(det S), ln N)$ is an upper bound, and the formula by itself is not a measurement. (Why: start the recursion from "
-            "any law with a density. Each step then has $h(z^((K))) - h(z^((K-1))) = I_K + EE ln abs(det S)$, exactly. Entropies of bounded variance "
-            "cannot grow for ever, so $I_K$ cannot stay above $- EE ln abs(det S)$; and in the limit information is lost, never gained.) A formula "
-            "above "
-            "$ln N$ speaks of a population with more images than those at hand; below $ln N$ it can be wrong as well. Some cases whose truth is "
-            "known:"
+            "any law with a density. Each step then has $h(z^((K))) - h(z^((K-1))) = I_K + EE ln abs(det S)$, exactly. Entropies of bounded "
+            "variance cannot grow for ever, so $I_K$ cannot stay above $- EE ln abs(det S)$; and in the limit information is lost, never gained.) "
+            "A formula above $ln N$ speaks of a population with more images than those at hand; below $ln N$ it can be wrong as well. Some cases "
+            "whose truth is known:"
         ),
-        case_table(results["cases"], again),
+        case_table(results["cases"], results["points"], again),
         Paragraph(
             "For the coin, $z = (1 - s) sum_k s^k x_k$: with $s = 1\\/2$ these are binary digits, and $z$ is uniform. With a smaller $s$ there are "
-            "gaps, "
-            "$x$ can be read off $z$ without error, and $z$ lives on a Cantor set: contracting more cannot tell more about a coin than $ln 2$, but "
-            "the formula goes on counting. Two copies of a dimension count everything twice. The estimates know nothing of the formula: that of "
-            "Kraskov et al. compares distances to nearest neighbours [@kraskov2004], InfoNCE asks which $x$ a code came from [@oord2018]."
+            "gaps, $x$ can be read off $z$ without error, and $z$ lives on a Cantor set: contracting more cannot tell more about a coin than $ln "
+            "2$, but the formula goes on counting. Two copies of a dimension count everything twice. The estimates know nothing of the formula: "
+            "that of Kraskov et al. compares distances to nearest neighbours [@kraskov2004], InfoNCE asks which $x$ a code came from [@oord2018]."
         ),
         *statements(results["cases"]),
         Heading("On this study's data"),
         Paragraph(
             f"The third sweep: `echo`, the same networks, betas and seeds as before. Its clip $r$ = {record['config']['clip']:g} keeps $s <= r$ in "
-            f"sampler "
-            "and rate alike, and puts a floor of $- d ln r$ under the rate. Codes of test images take their noise from training images, as the "
-            "decoder "
-            "knows it."
+            "sampler and rate alike, and puts a floor of $- d ln r$ under the rate. Codes of test images take their noise from training images, as "
+            "the decoder knows it."
         ),
         Command(record["command"]),
         bound_table(record, again),
         Figure(
             figures["bounds"]["path"],
-            "The formula of the echo encoders and what bounds their information on test images: InfoNCE from below, $ln N$ from above. "
-            "(Values below zero are gaps: there the lower bound says nothing.)",
+            "The formula of the echo encoders and what bounds their information on test images: InfoNCE from below, $ln N$ from above. (Values "
+            "below zero are gaps: there the lower bound says nothing.)",
             figures["bounds"]["command"],
             "Formula, InfoNCE and ln N against beta",
             width=0.85,
@@ -238,25 +234,23 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Figure(
             figures["curve"]["path"],
             "Distortion against rate on test images: the prior's rate, the rate against the training images' $q(z)$, the echo formula. Means over "
-            "seeds with "
-            f"95 % intervals; points beyond {3 * first['ln_n']:.0f} nats are left out.",
+            f"seeds with 95 % intervals; points beyond {3 * first['ln_n']:.0f} nats are left out.",
             figures["curve"]["command"],
             "Rate-distortion curves of three models",
             label="three-curves",
         ),
         curves.comparison_table(
-            results["comparisons"],
+            {", ".join(BRIEF[word] for word in pair.split(" against ")): rows for pair, rows in results["comparisons"].items()},
             again,
             "three-table",
             "Which curve lies below which: every model was trained to make D + βR small, so at each β the supporting lines of that slope are "
-            "compared. "
-            "Test images, means over seeds; intervals are Welch's, 95 % for all rows together.",
+            "compared. Test images, means over seeds; intervals are Welch's, 95 % for the three comparisons at one β together.",
         ),
         Finding(conclusion(results)),
     )
 
 
-def case_table(cases: list[dict[str, Any]], command: str) -> Table:
+def case_table(cases: list[dict[str, Any]], points: int, command: str) -> Table:
     """Formula, truth, estimates."""
     rows = []
     for told in cases:
@@ -271,8 +265,7 @@ def case_table(cases: list[dict[str, Any]], command: str) -> Table:
         ("case", "formula", "ln N", "truth", "because", "independent evidence", "formula right"),
         tuple(rows),
         "Echo channels whose information is known, nats. The truth of the first is $- [s ln s - s]\\/0.6$ between $s = 0.2$ and $0.8$; estimates "
-        "from "
-        f"{POINTS:,} independent codes, ± standard error.",
+        f"from {points:,} independent codes, ± standard error.",
         command,
         align=("left", "decimal", "decimal", "decimal", "left", "left", "left"),
         label="cases",
@@ -300,12 +293,16 @@ def bound_table(record: dict[str, Any], command: str) -> Table:
         ("β", "D", "formula", "InfoNCE", "I at least", "I at most", "active", "doubted"),
         tuple(rows),
         "Echo encoders on test images, nats: mean over seeds ± half the 95 % interval. I: what the certificate leaves of the information about "
-        f"these "
-        f"{first['examples']:,} images (ln N = {first['ln_n']:.2f}). Doubted: cells whose certificate has an objection to the formula.",
+        f"these {first['examples']:,} images (ln N = {first['ln_n']:.2f}). Doubted: cells whose certificate has an objection to the formula.",
         command,
         align=("left", *("decimal",) * 6, "left"),
         label="echo-table",
     )
+
+
+def headline(results: Results) -> str:
+    """The conclusion in two sentences."""
+    return f"{case_sentence(results['cases'])} {curve_sentence(results['comparisons'])}"
 
 
 def conclusion(results: Results) -> str:
@@ -363,7 +360,8 @@ def curve_sentence(comparisons: dict[str, list[dict[str, Any]]]) -> str:
     return f"{told}{which}: {'; '.join(parts)}."
 
 
-SHORT = {"vae": "the β-VAE", "marginal": "the VAE with the rate against q(z)", "echo": "echo"}
+BRIEF = {"vae": "β-VAE", "marginal": "VAE against q(z)", "echo": "echo"}
+SHORT = {"vae": "the β-VAE", "marginal": "the VAE against q(z)", "echo": "echo"}
 
 QUESTION = Question(
     "1d",

@@ -115,16 +115,14 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Paragraph(
             "in nats per image, summed over pixels; $beta = 1$ is the negative evidence bound of the variational autoencoder [@kingma2014]. With "
             "$q(z) = EE_x q(z|x)$, the law of codes when images are drawn from the data, the rate splits into what the code tells about the image, "
-            "and "
-            "how far codes are from the prior [@hoffman2016]:"
+            "and how far codes are from the prior [@hoffman2016]:"
         ),
         Equation('R = I(x;z) + "KL"[q(z) || p(z)].', "rate-split"),
         Heading("β to infinity: nothing is said"),
         Paragraph(
-            "For $beta -> infinity$ every nat of rate costs more than it can save. $R = 0$ is possible, with $q(z|x) = p(z)$ for every $x$; then $z$ "
-            "knows nothing of $x$, and the best decoder is the one constant law that fits all images best. For pixels $x_i in [0, 1]$ and a "
-            "Bernoulli "
-            "likelihood that is the mean image, and, with $H_b (p) = -p ln p - (1 - p) ln (1 - p)$ and $overline(x)_i = EE_x x_i$,"
+            "For $beta -> infinity$ every nat of rate costs more than it can save. $R = 0$ is possible, with $q(z|x) = p(z)$ for every $x$; then "
+            "$z$ knows nothing of $x$, and the best decoder is the one constant law that fits all images best. For pixels $x_i in [0, 1]$ and a "
+            "Bernoulli likelihood that is the mean image, and, with $H_b (p) = -p ln p - (1 - p) ln (1 - p)$ and $overline(x)_i = EE_x x_i$,"
         ),
         Equation("D_infinity = min_c EE_x [- ln p_c (x)] = sum_i H_b (overline(x)_i),", "constant"),
         Paragraph(
@@ -144,15 +142,14 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
             + "Meanwhile $R$ contains $- sum_j ln s_j$ and grows without bound, stopped by the optimiser or by float precision only. Not all "
             "of that is information. The data at hand are $N$ images, and whatever the code does, $I(x;z) <= H(x) = ln N$: the rest of $R$ must be "
             '$"KL"[q(z) || p(z)]$. Codes leave the prior, the decoder is never trained where prior samples fall, and what it draws there need not '
-            "look "
-            "like data. (This is a statement about training, not a law: a linear model with Gaussian data keeps $q(z) = p(z)$ for every "
-            "$beta > 0$. So it is measured below, by the divergence.)"
+            "look like data. (This is a statement about training, not a law: a linear model with Gaussian data keeps $q(z) = p(z)$ for every $beta "
+            "> 0$. So it is measured below, by the divergence.)"
         ),
         Heading("What was trained"),
         Paragraph(
             f"{len(betas(record))} values of $beta$, {record['seeds']} seed{'s' * (record['seeds'] != 1)} each, one hidden layer of "
             f"{record['config']['hidden']} units on either side. $q(z)$ is evaluated exactly, as the mixture of all encodings of the split (chapter "
-            f"1b)."
+            "1b)."
         ),
         settings_of(record["config"]),
         Command(record["command"]),
@@ -168,8 +165,8 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Figure(
             figures["extremes"]["path"],
             "The two extremes, against $beta$. Left: distortion, between the best constant image and the entropy of the pixels. Right: the rate "
-            "and its two parts on test images; the marginal rate cannot exceed the logarithm of their number. "
-            "(Values below zero, which are noise of the estimate, are gaps.)",
+            "and its two parts on test images; the marginal rate cannot exceed the logarithm of their number. (Values below zero, which are noise "
+            "of the estimate, are gaps.)",
             figures["extremes"]["command"],
             "Distortion and rates against beta",
             label="vae-extremes",
@@ -199,12 +196,10 @@ def sweep_table(record: dict[str, Any], command: str) -> Table:
     return Table(
         ("β", "D, train", "D, test", "rate R", "marginal rate", "KL[q(z) || p(z)]", "active units", "samples"),
         tuple(rows),
-        f"The sweep, in nats per image: mean over {record['seeds']} seeds ± half the 95 % interval. Rates on test images "
-        f"($N$ = {first['test']['examples']:,}, $ln N$ = {first['test']['ln_n']:.2f}). Best constant image: "
-        f"{first['train']['constant_distortion']:.2f} "
+        f"The sweep, in nats per image: mean over {record['seeds']} seeds ± half the 95 % interval. Rates on test images ($N$ = "
+        f"{first['test']['examples']:,}, $ln N$ = {first['test']['ln_n']:.2f}). Best constant image: {first['train']['constant_distortion']:.2f} "
         f"(train), {first['test']['constant_distortion']:.2f} (test). Least distortion possible on test images: "
-        f"{first['test']['entropy_floor']:.2f}. Samples: median distance of prior samples to the "
-        "nearest training image, over that of test images.",
+        f"{first['test']['entropy_floor']:.2f}. Samples: median distance of prior samples to the nearest training image, over that of test images.",
         command,
         align=("left", *("decimal",) * 7),
         label="vae-table",
@@ -219,7 +214,13 @@ def ratios(record: dict[str, Any], beta: float) -> list[float]:
 def conclusion(results: Results) -> str:
     """What the sweep says about both extremes, computed from it."""
     record = results["sweeps"]["vae"]
-    return f"{at_infinity(record)} {at_zero(record)}"
+    return " ".join(said for said in (at_infinity(record), at_zero(record), prior_sentence(record), samples_sentence(record)) if said)
+
+
+def headline(results: Results) -> str:
+    """The conclusion in two sentences."""
+    record = results["sweeps"]["vae"]
+    return f"{at_infinity(record)} {prior_sentence(record)}"
 
 
 def at_infinity(record: dict[str, Any]) -> str:
@@ -240,36 +241,48 @@ def at_infinity(record: dict[str, Any]) -> str:
 
 
 def at_zero(record: dict[str, Any]) -> str:
-    """What the smallest beta does, and whether codes leave the prior as beta falls."""
+    """What the smallest beta does."""
     beta = betas(record)[0]
-    distortion, rate, marginal, mismatch = (values(record, beta, name) for name in ("distortion", "prior_rate", "marginal_rate", "kl_to_prior"))
+    distortion, rate, marginal = (values(record, beta, name) for name in ("distortion", "prior_rate", "marginal_rate"))
     floor, ln_n = mean(values(record, beta, "entropy_floor")), mean(values(record, beta, "ln_n"))
     full = min(marginal) > 0.99 * ln_n
-    said = (
+    return (
         f"At β = {told_beta(beta)} the rate is {half(rate)} nats, of which {half(marginal)} are information about the image "
         f"({'all' if full else 'not all'} that {number(math.exp(ln_n), 4)} images have: ln N = {ln_n:.2f}); the distortion, {half(distortion)} "
         f"nats, is {number(mean(distortion) - floor)} above the least possible."
     )
+
+
+def one_of(record: dict[str, Any]) -> float:
+    """The beta nearest to 1."""
+    return min(betas(record), key=lambda beta: abs(math.log(max(beta, 1e-30))))
+
+
+def prior_sentence(record: dict[str, Any]) -> str:
+    """Whether codes leave the prior as beta falls."""
+    beta, one = betas(record)[0], one_of(record)
+    mismatch = values(record, beta, "kl_to_prior")
     divergences = [curves.spread(values(record, b, "kl_to_prior")) for b in betas(record)]
     falling = all(a[0] >= b[0] or a[1] <= b[2] for a, b in zip(divergences, divergences[1:], strict=False))
-    one = min(betas(record), key=lambda b: abs(math.log(max(b, 1e-30))))
     far = curves.spread(mismatch)[1] > curves.spread(values(record, one, "kl_to_prior"))[2] and beta != one
     if far:
         verdict = f"codes *leave* the prior as β falls{'' if falling else ' (though not at every step)'}"
     else:
         verdict = "these seeds do *not* show codes leaving the prior as β falls"
-    told = f"KL[q(z) || p(z)] is {half(mismatch)} nats there and {half(values(record, one, 'kl_to_prior'))} at β = {told_beta(one)}: {verdict}."
-    return f"{said} {told} {samples_sentence(record, beta, one)}".strip()
+    where = f"at β = {told_beta(beta)} and"
+    return f"KL[q(z) || p(z)] is {half(mismatch)} nats {where} {half(values(record, one, 'kl_to_prior'))} at β = {told_beta(one)}: {verdict}."
 
 
-def samples_sentence(record: dict[str, Any], beta: float, one: float) -> str:
+def samples_sentence(record: dict[str, Any]) -> str:
     """Whether prior samples are further from the data at the smallest beta than at the one nearest 1; nothing where that was not measured."""
+    beta, one = betas(record)[0], one_of(record)
     here, there = ratios(record, beta), ratios(record, one)
     if not here or not there or beta == one:
         return ""
     low, high = metrics.welch_interval(here, there)
     verdict = "*further* from the data" if low > 0 else "*nearer* to the data" if high < 0 else "*not tellably* further from or nearer to the data"
-    return f"Prior samples are {verdict} there: {half(here)} times as far from the nearest training image as test images are, against {half(there)}."
+    told = f"{half(here)} times as far from the nearest training image as test images are, against {half(there)}"
+    return f"Prior samples are {verdict} at the smallest β: {told}."
 
 
 QUESTION = Question(

@@ -77,7 +77,7 @@ def cost(d: int) -> list[dict[str, Any]]:
         z = (m + s.exp() * torch.randn(m.shape, generator=random))[:DIRECT_ROWS]
         ours = fastest(lambda m=m, s=s: marginal_rate(m, s))
         direct = fastest(lambda z=z, m=m, s=s: direct_density(z, m, s)) * count / DIRECT_ROWS
-        rows.append({"components": count, "d": d, "ours": {"seconds": ours}, "direct": {"seconds": direct}})
+        rows.append({"components": count, "d": d, "direct_rows": DIRECT_ROWS, "ours": {"seconds": ours}, "direct": {"seconds": direct}})
     return rows
 
 
@@ -152,8 +152,8 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Equation('L = D + beta EE_x "KL"[q(z|x) || q(z)], quad q(z) = EE_x q(z|x), quad EE_x "KL"[q(z|x) || q(z)] = I(x;z).', "rd-loss"),
         Paragraph("The two rates differ by how far $q(z)$ is from the prior: add and subtract $ln q(z)$ under the expectation,"),
         Equation(
-            'underbrace(EE_x EE_(q(z|x)) [ln q(z|x) - ln p(z)], "prior rate") = underbrace(EE_x EE_(q(z|x)) [ln q(z|x) - ln q(z)], '
-            '"marginal rate " I(x;z)) + underbrace(EE_(q(z)) [ln q(z) - ln p(z)], "KL"[q(z) || p(z)] >= 0),',
+            'underbrace(EE_x EE_(q(z|x)) [ln q(z|x) - ln p(z)], "prior rate") = underbrace(EE_x EE_(q(z|x)) [ln q(z|x) - ln q(z)], "marginal rate '
+            '" I(x;z)) + underbrace(EE_(q(z)) [ln q(z) - ln p(z)], "KL"[q(z) || p(z)] >= 0),',
             "split",
         ),
         Paragraph(
@@ -166,16 +166,13 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Paragraph("The law of codes is a mixture with one component for each of the $N$ images,"),
         Equation('q(z) = 1/N sum_(j=1)^N cal(N)(z; m(x_j), "diag" s(x_j)^2).', "mixture"),
         Paragraph(
-            "*Cost*: one value of $ln q(z)$ needs all $N$ encodings, the rate $N^2$ log-densities; and one step of training moves them all. "
-            "*No closed form*: the logarithm of a sum does not integrate; neither the entropy of a mixture nor its divergence from anything has a "
-            "formula, "
-            "so it is sampled. *Bias*: a minibatch knows only $B$ components, and $- ln$ of an unbiased estimate of $q(z)$ is not unbiased. With "
-            "its own "
-            "component among the $B$, the estimate is the information in a game of $B$ images, too low and never above $ln B$ (it is InfoNCE with "
-            "the "
-            "perfect critic [@oord2018]). Without it, it is too high (Jensen's inequality), without a ceiling. *Stratified*, the own component "
-            "weighs $1/N$ and the others share the rest [@chen2018]: too high, but never above $ln N$. *Small s*: products cancel in float32 where "
-            "scales are small against locations."
+            "*Cost*: one value of $ln q(z)$ needs all $N$ encodings, the rate $N^2$ log-densities; and one step of training moves them all. *No "
+            "closed form*: the logarithm of a sum does not integrate; neither the entropy of a mixture nor its divergence from anything has a "
+            "formula, so it is sampled. *Bias*: a minibatch knows only $B$ components, and $- ln$ of an unbiased estimate of $q(z)$ is not "
+            "unbiased. With its own component among the $B$, the estimate is the information in a game of $B$ images, too low and never above $ln "
+            "B$ (it is InfoNCE with the perfect critic [@oord2018]). Without it, it is too high (Jensen's inequality), without a ceiling. "
+            "*Stratified*, the own component weighs $1/N$ and the others share the rest [@chen2018]: too high, but never above $ln N$. *Small s*: "
+            "products cancel in float32 where scales are small against locations."
         ),
         Pseudocode(
             "The exact marginal rate of N encodings",
@@ -192,13 +189,13 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Heading("What it costs, and what batches make of it"),
         Paragraph(
             f"The encoder is that of the sweep's cell at $beta$ = {told_beta(encoder['beta'])}, seed {encoder['seed']}, whose rate is nearest to "
-            f"half of "
-            f"$ln N$; the {encoder['examples']:,} training images are the data. For each batch size many random batches were drawn."
+            f"half of $ln N$; the {encoder['examples']:,} training images are the data. For each batch size many random batches were drawn."
         ),
         Figure(
             figures["bias"]["path"],
             "Left: three estimates of the rate from batches, with 95 % intervals over batches, the exact rate, and the ceilings $ln B$ and $ln N$. "
-            f"Right: seconds for one exact rate, d = {results['cost'][0]['d']}; that of all differences is extrapolated from {DIRECT_ROWS} codes.",
+            f"Right: seconds for one exact rate, d = {results['cost'][0]['d']}; that of all differences is extrapolated from "
+            f"{results['cost'][0]['direct_rows']} codes.",
             figures["bias"]["command"],
             "Estimates against batch size, and time against number of components",
             label="bias",
@@ -208,18 +205,22 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Paragraph(
             f"The second sweep is that of chapter 1a with `--rate marginal`: the loss is [@rd-loss] with the {config['estimator']} estimate from "
             f"batches of {config['batch_size']}. No prior holds the codes, and samples are drawn from $q(z)$ itself. What a code costs is told by "
-            f"two "
-            "figures: the exact marginal rate of the test images, which cannot exceed the logarithm of their number; and, for comparison with a "
-            "prior, $EE [ln q(z|x) - ln q(z)]$ on test images with $q(z)$ the mixture over the *training* images, which both sides of a channel "
+            "two figures: the exact marginal rate of the test images, which cannot exceed the logarithm of their number; and, for comparison with "
+            "a prior, $EE [ln q(z|x) - ln q(z)]$ on test images with $q(z)$ the mixture over the *training* images, which both sides of a channel "
             "could know."
+        ),
+        Paragraph(
+            "There is a trap in this loss. For $N$ training images the marginal rate is never above $ln N$. Once the encodings are told apart, it "
+            "stays there however narrow they become: wider codes are not cheaper, and nothing keeps $s$ from going to zero. The model has then "
+            "learned $N$ images by heart, and the code of any other image lies where $q(z)$ has no mass. The rate on training images cannot show "
+            "this; the rate of test images against the training images' $q(z)$ does."
         ),
         Command(sweeps["marginal"]["command"]),
         marginal_table(sweeps, figures["curve"]["command"]),
         Figure(
             figures["curve"]["path"],
             "Distortion against rate on test images: the prior's rate for the $beta$-VAE, the rate against the training images' $q(z)$ for the "
-            "other; "
-            f"means over seeds with 95 % intervals. Points beyond {highest:.0f} nats are left out.",
+            f"other; means over seeds with 95 % intervals. Points beyond {highest:.0f} nats are left out.",
             figures["curve"]["command"],
             "Rate-distortion curves with the prior's and with the marginal rate",
             label="marginal-curve",
@@ -241,8 +242,7 @@ def split_table(record: dict[str, Any], command: str) -> Table:
         ("β", "prior rate", "marginal rate", "KL[q(z) || p(z)]"),
         tuple(rows),
         f"The split of the prior's rate, nats per image ± standard error over the {first['examples']:,} test images, seed 0. A divergence below "
-        f"zero is "
-        "noise of its estimate.",
+        "zero is noise of its estimate.",
         command,
         align=("left", "decimal", "decimal", "decimal"),
         label="split-table",
@@ -261,8 +261,8 @@ def bias_table(results: Results, command: str) -> Table:
     return Table(
         ("B", "batches", *ESTIMATORS, "ln B"),
         tuple(rows),
-        f"Estimates of the rate from batches, nats ± standard error over batches. Exact: {exact['value']:.3f} ± {exact['standard_error']:.3f}; "
-        f"ln N = {math.log(results['encoder']['examples']):.3f}.",
+        f"Estimates of the rate from batches, nats ± standard error over batches. Exact: {exact['value']:.3f} ± {exact['standard_error']:.3f}; ln N "
+        f"= {math.log(results['encoder']['examples']):.3f}.",
         command,
         align=("right", "right", *("decimal",) * 4),
         label="bias-table",
@@ -281,12 +281,17 @@ def marginal_table(sweeps: dict[str, Any], command: str) -> Table:
     return Table(
         ("β", "D, prior", "D, marginal", "I, prior", "I, marginal", "R, prior", "R, marginal"),
         tuple(rows),
-        "The two sweeps on test images, nats per image: mean over seeds ± half the 95 % interval. I: exact marginal rate of these images "
-        f"(at most {prior['cells'][0]['test']['ln_n']:.2f}). R: what a code costs against the prior, and against the training images' q(z).",
+        "The two sweeps on test images, nats per image: mean over seeds ± half the 95 % interval. I: exact marginal rate of these images (at most "
+        f"{prior['cells'][0]['test']['ln_n']:.2f}). R: what a code costs against the prior, and against the training images' q(z).",
         command,
         align=("left", *("decimal",) * 6),
         label="marginal-table",
     )
+
+
+def headline(results: Results) -> str:
+    """The conclusion in a sentence or two."""
+    return sweep_sentence(results["sweeps"])
 
 
 def conclusion(results: Results) -> str:
@@ -324,13 +329,22 @@ def cost_sentence(rows: list[dict[str, Any]]) -> str:
 def sweep_sentence(sweeps: dict[str, Any]) -> str:
     """Where training against q(z) gives the lower cost, by its own rate."""
     prior, against = sweeps["vae"], sweeps["marginal"]
-    rows = curves.compare_sweeps(against, prior, len(betas(prior)))
+    rows = curves.compare_sweeps(against, prior, 1)
     told = curves.verdict_sentence(rows, "the rate against q(z)", "the rate against the prior")
-    gap = mean(values(prior, betas(prior)[0], "rate")) - mean(values(against, betas(against)[0], "rate"))
-    return (
-        f"In D + βR on test images, each model with the rate that it pays: {told}. At the smallest β the codes of the second sweep cost "
-        f"{number(abs(gap))} nats {'less' if gap > 0 else 'more'}."
-    )
+    return f"In D + βR on test images, each model with the rate that it pays: {told}. {heart_sentence(against)}"
+
+
+def heart_sentence(record: dict[str, Any]) -> str:
+    """Where the encoders trained against q(z) tell all training images apart, and what codes of other images then cost."""
+    full = [b for b in betas(record) if min(values(record, b, "marginal_rate", "train")) > 0.99 * min(values(record, b, "ln_n", "train"))]
+    dear = [b for b in full if min(values(record, b, "rate")) > 2 * min(values(record, b, "ln_n", "train"))]
+    if not full:
+        return "At no β do its encodings tell all training images apart."
+    told = f"At β = {', '.join(map(told_beta, full))} its encodings tell all training images apart: the rate that it pays is ln N, however narrow"
+    if not dear:
+        return f"{told}; test codes cost no more than twice that."
+    cost = mean(values(record, dear[0], "rate"))
+    return f"{told}, and a test code costs {cost:,.0f} nats at β = {told_beta(dear[0])}: these encoders know their training images *by heart*."
 
 
 QUESTION = Question(

@@ -30,10 +30,10 @@ GRADIENT_BATCHES, GRADIENT_ROWS = 60, 1000
 TOLD = 3.5
 SAMPLERS = {
     "ring": "ring, guarded",
-    "closed": "ring, one lap whatever the guard says",
+    "closed": "ring, one lap only",
     "chain": "persistent chain",
-    "series": "series over other rows",
-    "replaced": "series with replacement, itself included",
+    "series": "series",
+    "replaced": "series with replacement",
 }
 ADVISED = ("ring", "chain", "series")
 
@@ -44,6 +44,7 @@ def measure(workshop: Workshop) -> Results:
     m, s = example(fine)
     truth = float(echo_moments(m, s)[1])
     return {
+        "terms": TERMS,
         "truth": {"second_moment": truth, "gradient": 2 * truth},
         "accuracy": [accuracy(sampler, batch, truth) for batch in ROWS for sampler in SAMPLERS],
         "gradient": gradient(),
@@ -123,14 +124,17 @@ def gradient() -> dict[str, Any]:
         before[order] = z.detach()[order.roll(1)]  # the code that each row had as noise
         again = channel.step(factor * mean, log_scale, before)
         found["cut"].append(float(torch.autograd.grad(again.square().mean(), factor)[0]))
-    return {name: {"value": statistics.fmean(each), "standard_error": statistics.stdev(each) / math.sqrt(len(each))} for name, each in found.items()}
+    told: dict[str, Any] = {
+        name: {"value": statistics.fmean(each), "standard_error": statistics.stdev(each) / math.sqrt(len(each))} for name, each in found.items()
+    }
+    return {**told, "batches": GRADIENT_BATCHES, "rows": GRADIENT_ROWS}
 
 
 # ---- cost -----------------------------------------------------------------------------------------------------------------------------------
 
 
-def codes_for(sampler: str, batch: int) -> Callable[[], Tensor]:
-    """Codes at d = 32, with a graph behind them; scales between 0.05 and 0.9, where the guard holds; the chain starts from its state."""
+def codes_for(sampler: str, batch: int) -> tuple[Callable[[], Tensor], tuple[Tensor, Tensor]]:
+    """What draws codes at d = 32, and m and ln s that they are drawn from, with a graph behind them; scales between 0.05 and 0.9, where the guard holds; the chain starts from its state."""
     random = torch.Generator().manual_seed(stream(0, "1e", "cost"))
     mean = torch.randn(batch, DIMENSIONS, generator=random).requires_grad_()
     log_scale = (0.05 + 0.85 * torch.rand(batch, DIMENSIONS, generator=random)).log().requires_grad_()
@@ -140,19 +144,19 @@ def codes_for(sampler: str, batch: int) -> Callable[[], Tensor]:
     def codes() -> Tensor:
         return channel.advance(mean, log_scale, state, random)[0] if sampler == "chain" else channel.sample(mean, log_scale, random)
 
-    return codes
+    return codes, (mean, log_scale)
 
 
 def cost(sampler: str, batch: int) -> dict[str, Any]:
     """Seconds of a pass forward and backward (the fastest of several), and what is kept in memory between the two."""
-    codes = codes_for(sampler, batch)
+    codes, leaves = codes_for(sampler, batch)
     kept = kept_bytes(codes)
     times = []
     for _ in range(3 if sampler == "series" else 15):
         begun = time.perf_counter()
-        codes().sum().backward()
+        torch.autograd.grad(codes().sum(), leaves)
         times.append(time.perf_counter() - begun)
-    return {"sampler": sampler, "batch": batch, "seconds": min(times), "megabytes": kept / 1e6}
+    return {"sampler": sampler, "batch": batch, "seconds": min(times), "megabytes": kept / 1e6, "d": DIMENSIONS, "terms": TERMS}
 
 
 def kept_bytes(codes: Callable[[], Tensor]) -> int:
@@ -202,14 +206,13 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Heading("What is awkward"),
         Paragraph(
             "*It never ends.* A code is an infinite series; where to stop depends on the largest scale, and a dimension that the encoder does not "
-            "use has "
-            "$s$ near its upper limit, $r$ = 0.99: its weights fall below $2^(-23)$, what single precision can hold, after some 1,600 images."
+            "use has $s$ near its upper limit, $r$ = 0.99: its weights fall below $2^(-23)$, what single precision can hold, after some 1,600 "
+            "images."
         ),
         Paragraph(
             "*It needs other samples.* Noise is made of codes of fresh images. In training those at hand are the batch, so the rows of a batch are "
-            "each "
-            "other's noise: they are *not independent* given the images, losses of a batch scatter more than its size suggests, and a "
-            "batch of one has no noise at all."
+            "each other's noise: they are *not independent* given the images, losses of a batch scatter more than its size suggests, and a batch "
+            "of one has no noise at all."
         ),
         Paragraph(
             "*Small batches are not the data.* A chain longer than the batch meets the same images again, itself among them. What then repeats is "
@@ -217,24 +220,21 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Paragraph(
             "*The noise has a gradient.* $z_1$ depends on the encoder's weights like $z$ does. Treating it as a constant, as one does with normal "
-            "noise, "
-            "drops a part of the derivative: with $lambda = (partial L)/(partial z)$ the whole is"
+            "noise, drops a part of the derivative: with $lambda = (partial L)/(partial z)$ the whole is"
         ),
         Equation("lambda_k = g_k + s_(k+1) dot.o lambda_(k+1), quad dif m_k = lambda_k, quad dif s_k = lambda_k dot.o z_(k-1),", "adjoint"),
         Paragraph(
             "where row $k - 1$ is the noise of row $k$ and $g_k$ is what the loss sends directly to $z_k$. It runs along the chain in the other "
-            "direction. "
-            "One must not divide a running product of scales by one of them: products underflow."
+            "direction. One must not divide a running product of scales by one of them: products underflow."
         ),
         Heading("Schemes that work"),
         Paragraph(
             "*Series* [@brekelmans2019]: every row sums $K$ terms along a list of its own, a random order of the *other* rows. Right if $K$ is "
-            "large enough and no "
-            "row repeats; time and memory grow as $B K d$."
+            "large enough and no row repeats; time and memory grow as $B K d$."
         ),
         Paragraph(
-            "*Ring*: put the batch in a random order, let every row be the noise of the next, and close it. The recursion then is a linear "
-            "system, solved by one scan and one division, with no burn-in and $B d$ work:"
+            "*Ring*: put the batch in a random order, let every row be the noise of the next, and close it. The recursion then is a linear system, "
+            "solved by one scan and one division, with no burn-in and $B d$ work:"
         ),
         Pseudocode(
             "The ring, its guard, and its lengthening",
@@ -250,10 +250,8 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Paragraph(
             "A row's history contains the row itself after a full turn, with weight $A$; the guard keeps that below what one can see. Where the "
-            "guard "
-            "trips (an unused dimension and a batch of some hundred), more shuffles of the same batch lengthen the ring; it still is linear in "
-            "time, but "
-            "images repeat, and for slow dimensions the variance comes out too high by a share of up to $(1 + s)\\/((1 - s) B)$."
+            "guard trips (an unused dimension and a batch of some hundred), more shuffles of the same batch lengthen the ring; it still is linear "
+            "in time, but images repeat, and for slow dimensions the variance comes out too high by a share of up to $(1 + s)\\/((1 - s) B)$."
         ),
         Pseudocode(
             "The persistent chain",
@@ -265,16 +263,14 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
             label="chain",
         ),
         Paragraph(
-            "The chain meets fresh images only, so its law has no bias from repetition; its first rows miss the part of their gradient that lies in "
-            "the batch "
-            "before. Periplus closes the ring where the guard holds and continues the chain where it trips. The scan itself runs in blocks side by "
-            "side."
+            "The chain meets fresh images only, so its law has no bias from repetition; its first rows miss the part of their gradient that lies "
+            "in the batch before. Periplus closes the ring where the guard holds and continues the chain where it trips. The scan itself runs in "
+            "blocks side by side."
         ),
         Heading("Accuracy"),
         Paragraph(
             f"The example of chapter 1c, for which $EE z^2$ = {truth['second_moment']:.4f} in closed form. Rows of a batch depend on each other, so "
-            f"standard "
-            "errors are taken over independent batches. The last column is the price of dependence: the variance of a batch's mean over "
+            "standard errors are taken over independent batches. The last column is the price of dependence: the variance of a batch's mean over "
             "that of as many independent rows."
         ),
         accuracy_table(results, again),
@@ -311,8 +307,8 @@ def accuracy_table(results: Results, command: str) -> Table:
     return Table(
         ("B", "sampler", "batches", "E z²", "off by", "standard errors", "dependence"),
         rows,
-        f"Second moments of {len(SAMPLERS)} samplers (truth {results['truth']['second_moment']:.4f}). Series: {TERMS} terms, or as many as the "
-        f"batch has.",
+        f"Second moments of {len(SAMPLERS)} samplers (truth {results['truth']['second_moment']:.4f}). Series: {results['terms']} terms, or as many "
+        "as the batch has; with replacement, a row may meet itself.",
         command,
         align=("right", "left", "right", "decimal", "decimal", "decimal", "decimal"),
         label="accuracy",
@@ -330,7 +326,7 @@ def gradient_table(results: Results, command: str) -> Table:
         ("gradient", "d/da E z²", "off by"),
         rows,
         f"Derivative of $EE z^2$ for locations $a m(x)$ at $a = 1$: codes are proportional to $a$, so the truth is $2 EE z^2$ = {truth:.4f}. "
-        f"{GRADIENT_BATCHES} rings of {GRADIENT_ROWS:,} rows, ± standard error.",
+        f"{results['gradient']['batches']} rings of {results['gradient']['rows']:,} rows, ± standard error.",
         command,
         align=("left", "decimal", "decimal"),
         label="gradient",
@@ -349,9 +345,9 @@ def cost_table(rows: list[dict[str, Any]], command: str) -> Table:
     return Table(
         ("B", "sampler", "time / ms", "times faster", "kept / MB", "times smaller"),
         tuple(told),
-        f"One pass forward and backward at d = {DIMENSIONS} where the guard holds, one thread, the fastest of several; ratios to the series of K = "
-        f"{TERMS} "
-        "terms of the same run. Kept: what the graph holds for the backward pass. As it was timed here, on a machine that may have had other work.",
+        f"One pass forward and backward at d = {rows[0]['d']} where the guard holds, one thread, the fastest of several; ratios to the series of K "
+        f"= {rows[0]['terms']} terms of the same run. Kept: what the graph holds for the backward pass. As it was timed here, on a machine that may "
+        "have had other work.",
         command,
         align=("right", "left", "decimal", "decimal", "decimal", "decimal"),
         label="cost",
@@ -371,6 +367,11 @@ def guard_table(rows: list[dict[str, Any]], command: str) -> Table:
         align=("right", *("decimal",) * len(scales)),
         label="guard",
     )
+
+
+def headline(results: Results) -> str:
+    """The conclusion in two sentences."""
+    return f"{gradient_sentence(results)} {cost_sentence(results['cost'])}"
 
 
 def conclusion(results: Results) -> str:
@@ -410,14 +411,14 @@ def cost_sentence(rows: list[dict[str, Any]]) -> str:
     ring, series = own["ring"], own["series"]
     faster, smaller = series["seconds"] / ring["seconds"], series["megabytes"] / ring["megabytes"]
     return (
-        f"At B = {batch:,} the ring takes {number(1000 * ring['seconds'])} ms, {told_ratio(faster, 'faster', 'slower')}, and "
-        f"keeps {number(ring['megabytes'])} MB for the backward pass, {told_ratio(smaller, 'less', 'more')}, against the series."
+        f"At B = {batch:,} the ring takes {number(1000 * ring['seconds'])} ms, {told_ratio(faster, 'faster', 'slower')}, and keeps "
+        f"{number(ring['megabytes'])} MB for the backward pass, {told_ratio(smaller, 'less', 'more')}, against the series."
     )
 
 
 def told_ratio(ratio: float, better: str, worse: str) -> str:
     """A ratio in words."""
-    return f"{number(ratio, 2)} times {better}" if ratio >= 1 else f"{number(1 / ratio, 2)} times {worse}"
+    return f"{max(ratio, 1 / ratio):.0f} times {better if ratio >= 1 else worse}"
 
 
 QUESTION = Question(
