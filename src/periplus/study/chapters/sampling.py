@@ -134,7 +134,10 @@ def gradient() -> dict[str, Any]:
 
 
 def codes_for(sampler: str, batch: int) -> tuple[Callable[[], Tensor], tuple[Tensor, Tensor]]:
-    """What draws codes at d = 32, and m and ln s that they are drawn from, with a graph behind them; scales between 0.05 and 0.9, where the guard holds; the chain starts from its state."""
+    """What draws codes at d = 32 with a graph behind them, and the m and ln s that they are drawn from.
+
+    Scales lie between 0.05 and 0.9, where the guard holds; the chain starts from its state.
+    """
     random = torch.Generator().manual_seed(stream(0, "1e", "cost"))
     mean = torch.randn(batch, DIMENSIONS, generator=random).requires_grad_()
     log_scale = (0.05 + 0.85 * torch.rand(batch, DIMENSIONS, generator=random)).log().requires_grad_()
