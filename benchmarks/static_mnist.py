@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--no-train", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(2 if options.no_train else 1)
+    torch.set_num_threads(1)
     cells = [(model, beta, seed) for seed in SEEDS for beta in BETAS for model in MODELS]
     if not options.no_train:
         with ThreadPoolExecutor(options.workers) as pool:
