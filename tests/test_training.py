@@ -306,9 +306,13 @@ def test_a_second_signal_is_not_swallowed(digits: ImageData, tmp_path: Path, mon
         signal.raise_signal(signal.SIGINT)  # to this thread: another may take a process's signals late, and two in one
         signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
-        patch.setattr(adversarial, "update_average", twice)
-        train(config(), digits, tmp_path / "run")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs that a shell starts in the background ignore it
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
+            patch.setattr(adversarial, "update_average", twice)
+            train(config(), digits, tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not isinstance(caught.value, Interrupted)
     assert train(config(), digits, tmp_path / "run", resume=True).step == STEPS
 

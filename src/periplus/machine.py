@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
 import os
 import platform
@@ -72,7 +71,6 @@ def deterministic(device: str) -> Iterator[None]:
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "pillow", "matplotlib", "jinja2", "typst", "tyro", "rich")
 
 
-@functools.cache
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages in use; None for an absent one."""
     found: dict[str, str | None] = {"python": platform.python_version()}
