@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -66,6 +67,22 @@ def deterministic(device: str) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+KEPT_BYTES = 1 << 30
+BLOCK_BYTES = 64 << 20
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep up to a gigabyte of freed memory for the next request, for the rest of this process; glibc only, else nothing.
+
+    A training step frees and asks again for the same few megabytes. By default glibc gives the larger blocks back to the system each time, and the
+    system clears every page of them anew: measured at 350 page faults and a tenth of a step of the fully connected VAE.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-1, KEPT_BYTES)  # M_TRIM_THRESHOLD
+        mallopt(-3, BLOCK_BYTES)  # M_MMAP_THRESHOLD: blocks below it come from what is kept
 
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "pillow", "matplotlib", "jinja2", "typst", "tyro", "rich")

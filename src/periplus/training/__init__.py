@@ -23,7 +23,7 @@ from periplus.data import ImageData, load_data
 from periplus.errors import RunError, UsageError
 from periplus.files import discard_leftovers, is_leftover
 from periplus.locks import hold
-from periplus.machine import deterministic, environment, resolve_device, resolve_precision
+from periplus.machine import deterministic, environment, keep_freed_memory, resolve_device, resolve_precision
 from periplus.networks import AdversarialNetworks, parameter_count
 from periplus.runs import (
     CHECKPOINTS,
@@ -147,6 +147,7 @@ def train(
             with torch.random.fork_rng(devices=cuda_index(decided.config.device)), deterministic(decided.config.device):
                 torch.manual_seed(stream(config.seed, "networks"))
                 built = build_networks(decided.config, data.shape, networks)
+                keep_freed_memory()
                 run_loop(decided.config, built, data, folder, start, on_progress)
     return Run(folder, decided.config.device, networks)
 

@@ -44,7 +44,7 @@ from periplus.data import ImageData, load_data
 from periplus.errors import Interrupted, NonFiniteError, UsageError
 from periplus.files import write_atomically
 from periplus.locks import hold
-from periplus.machine import deterministic
+from periplus.machine import deterministic, keep_freed_memory
 from periplus.runs import Run, append_line, build_networks, channel_of, describe_data, read_environment, stream
 from periplus.training import Plan, check_vacant, cuda_index, is_finished, plan, prepare, resolve
 from periplus.training.autoencoder import (
@@ -477,6 +477,7 @@ def train_stacked(
         left = list(_enter(known, decided, record, resume, locks))
         starts = [prepare(folder, config, record, resume, False, warn) for config, folder in left]
         device = decided.config.device
+        keep_freed_memory()
         with torch.random.fork_rng(devices=cuda_index(device)), deterministic(device):
             for step in sorted({_step(start) for start in starts} - {decided.steps}, reverse=True):
                 group = [(cell, start) for cell, start in zip(left, starts, strict=True) if _step(start) == step]

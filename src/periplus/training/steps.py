@@ -150,7 +150,7 @@ def adam_step(optimizer: torch.optim.Adam) -> None:
         optimizer.step()
         return
     steps, found_inf = [s["step"] for s in states], optimizer.found_inf  # type: ignore[attr-defined]
-    torch._foreach_add_(steps, 1)
+    torch._foreach_add_(steps, [1 - found_inf] * len(steps))  # of a skipped step the kernel reads no count
     torch._fused_adam_(
         parameters,
         [p.grad for p in parameters],
@@ -168,7 +168,6 @@ def adam_step(optimizer: torch.optim.Adam) -> None:
         grad_scale=None,
         found_inf=found_inf,
     )
-    torch._foreach_sub_(steps, [found_inf] * len(steps))
     if parameters[0].device.type == "cpu" and int(steps[0]) % SWEEP_EVERY == 0:
         sweep_subnormals([s[moment] for s in states for moment in ("exp_avg", "exp_avg_sq")])
 
