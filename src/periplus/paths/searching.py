@@ -1,0 +1,158 @@
+"""The search: many beginnings on coarse polylines, the best of them refined, what kinks keep from converging integrated more finely.
+
+    pairs -> beginnings (periplus.paths.starts)
+          -> minimise all with 8 segments, roughly           distinct local minima are counted here
+          -> the best few of each pair with 16               the cheapest goes on
+          -> 32, 64, ... segments, each from the one before, the last one to a residual of CONVERGED
+
+Near a kink of a rectifier the gradient jumps, and a node that sits on one has no small gradient. A jump weighs as much as the stretch of path that
+its point stands for, so segments are integrated with two points each; where that does not converge with 4, then with 8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from periplus.paths.costs import PairCost
+from periplus.paths.solver import Solved, minimise
+from periplus.paths.starts import GRAPH_DIMENSIONS, Starts, graph_starts, local_starts, resample, straight
+
+#: A path has converged when its residual (periplus.paths.energy) is at most this.
+CONVERGED = 1e-3
+#: Residuals that are enough on coarse polylines: on the coarsest, then up to the last but one, and on that.
+ROUGH, LOOSE, NEARLY = 3e-2, 1e-2, 3e-3
+COARSEST = 8
+#: Beginnings of each pair that are refined beyond the coarsest polyline.
+SURVIVORS = 2
+#: Points of quadrature to a segment: on the coarsest polyline, on the others, and where the last has not converged.
+COARSE_QUADRATURE, QUADRATURE, MORE_QUADRATURE = 1, 2, (4, 8)
+#: Two coarse paths are one local minimum when their energies differ by less than this part and their nodes by less than this part of |z_A - z_B|.
+SAME_ENERGY, SAME_PLACE = 1e-2, 0.1
+
+
+@dataclass(frozen=True)
+class Found:
+    """For each pair: points (P, N+1, d), residual (P,), iterations (P,) of the last polyline, distinct local minima (P,), the name of the beginning
+    and the quadrature (P,)."""
+
+    points: Tensor
+    residual: Tensor
+    iterations: Tensor
+    minima: Tensor
+    names: list[str]
+    quadrature: Tensor
+
+
+def levels(segments: int) -> list[int]:
+    """8, 16, 32, ... and `segments` last: each at most double the one before."""
+    found = [segments]
+    while found[0] > COARSEST:
+        found.insert(0, max(COARSEST, -(-found[0] // 2)))
+    return found
+
+
+def search(
+    z_a: Tensor,
+    z_b: Tensor,
+    cost: PairCost,
+    owner: Tensor,
+    segments: int,
+    power: int,
+    ellipse: Tensor,
+    everywhere: bool,
+    seed: int,
+    tolerance: float = CONVERGED,
+) -> Found:
+    """The cheapest path found for each pair.
+
+    Args:
+        z_a, z_b: (R, d) ends; `owner` (R,) the pair each belongs to, 0..P-1, all present: a pair may have several choices of ends.
+        ellipse: (R,) half the largest sum of distances from the ends in which to look. everywhere: search globally, or from the straight line only.
+    """
+    grid = levels(segments)
+    starts = beginnings(z_a, z_b, cost, owner, grid[0], ellipse, everywhere, seed)
+    only = len(grid) == 1
+    coarse = minimise(
+        starts.points, cost, starts.pairs, power, tolerance if only else max(ROUGH, tolerance), QUADRATURE if only else COARSE_QUADRATURE
+    )
+    minima = count_minima(coarse, starts.pairs)
+    kept = cheapest(coarse.energy, starts.pairs, SURVIVORS, coarse.points)
+    pairs, names, solved = starts.pairs[kept], [starts.names[k] for k in kept.tolist()], _rows(coarse, kept)
+    for k, level in enumerate(grid[1:], 1):
+        enough = max(tolerance, CONVERGED if k == len(grid) - 1 else NEARLY if k == len(grid) - 2 else LOOSE)
+        solved = minimise(resample(solved.points, level), cost, pairs, power, enough, QUADRATURE)
+        if k == 1:
+            best = cheapest(solved.energy, pairs, 1)
+            pairs, names, solved = pairs[best], [names[k] for k in best.tolist()], _rows(solved, best)
+    best = cheapest(solved.energy, pairs, 1)
+    return converge(_rows(solved, best), cost, power, tolerance, minima, [names[k] for k in best.tolist()])
+
+
+def converge(solved: Solved, cost: PairCost, power: int, tolerance: float, minima: Tensor, names: list[str]) -> Found:
+    """Go on with more quadrature where the last polyline has not converged."""
+    points, left, iterations = solved.points.clone(), solved.residual.clone(), solved.iterations.clone()
+    used = torch.full((len(points),), QUADRATURE, device=points.device)
+    for quadrature in MORE_QUADRATURE:
+        rows = (~(left <= tolerance)).nonzero()[:, 0]
+        if not len(rows):
+            break
+        again = minimise(points[rows], cost, rows, power, tolerance, quadrature)
+        points[rows], left[rows], used[rows] = again.points, again.residual, quadrature
+        iterations[rows.cpu()] += again.iterations
+    return Found(points, left, iterations, minima, names, used)
+
+
+def beginnings(z_a: Tensor, z_b: Tensor, cost: PairCost, owner: Tensor, segments: int, ellipse: Tensor, everywhere: bool, seed: int) -> Starts:
+    """Polylines to begin from; pairs with several choices of ends begin from the lines between all, and elsewhere only from the best."""
+    lines = Starts(straight(z_a, z_b, segments), owner, ["line"] * len(z_a))
+    if not everywhere:
+        return lines
+    best = cheapest(_line_cost(lines.points, cost, owner), owner, 1)
+    a, b, pairs, reach = z_a[best], z_b[best], owner[best], ellipse[best]
+    found = [local_starts(a, b, cost, pairs, segments, reach, seed)]
+    if z_a.shape[1] <= GRAPH_DIMENSIONS:
+        found.append(graph_starts(a, b, cost, pairs, segments, reach, seed))
+    if len(z_a) > len(best):
+        found.append(lines)
+    return Starts(torch.cat([s.points for s in found]), torch.cat([s.pairs for s in found]), [name for s in found for name in s.names])
+
+
+def _line_cost(points: Tensor, cost: PairCost, pairs: Tensor) -> Tensor:
+    price: Tensor = cost(points, pairs).mean(1) * (points[:, -1] - points[:, 0]).norm(dim=1)
+    return price
+
+
+def cheapest(value: Tensor, pairs: Tensor, count: int, points: Tensor | None = None) -> Tensor:
+    """The rows of the `count` lowest values of each pair, pair by pair; with points (R, N+1, d), of those that are different paths."""
+    order = value.nan_to_num(torch.inf).argsort(stable=True)
+    order = order[pairs[order].argsort(stable=True)]
+    kept: list[int] = []
+    mine: list[int] = []
+    owner = pairs.tolist()
+    for row in order.tolist():
+        if not mine or owner[mine[0]] != owner[row]:
+            mine = []
+        if len(mine) < count and not any(points is not None and same(value, points, row, other) for other in mine):
+            mine.append(row)
+            kept.append(row)
+    return torch.tensor(kept, device=value.device)
+
+
+def same(value: Tensor, points: Tensor, one: int, other: int) -> bool:
+    """Whether two rows are the same local minimum, as far as a coarse polyline can tell."""
+    apart = float((points[one] - points[other]).norm(dim=1).max())
+    length = float((points[one, -1] - points[one, 0]).norm())
+    return abs(float(value[one] - value[other])) <= SAME_ENERGY * float(value[one].abs()) and apart <= SAME_PLACE * length
+
+
+def count_minima(coarse: Solved, pairs: Tensor) -> Tensor:
+    """Distinct local minima of each pair, (P,), on the coarsest polyline."""
+    distinct = cheapest(coarse.energy, pairs, len(pairs), coarse.points)
+    return torch.bincount(pairs[distinct].cpu(), minlength=int(pairs.max()) + 1)
+
+
+def _rows(solved: Solved, rows: Tensor) -> Solved:
+    return Solved(solved.points[rows], solved.energy[rows], solved.residual[rows], solved.iterations[rows.cpu()])
