@@ -27,7 +27,9 @@ def network(dimensions: int, pixels: int = 12, activation: type[nn.Module] = nn.
     """A decoder with weights large enough for its images to bend."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = nn.Sequential(nn.Linear(dimensions, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, pixels), nn.Sigmoid())
+        layers = nn.Sequential(
+            nn.Linear(dimensions, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, pixels), nn.Sigmoid()
+        )
         for layer in layers:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=1.8 / math.sqrt(layer.in_features))

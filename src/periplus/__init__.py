@@ -14,7 +14,9 @@ from periplus.config import AdversarialConfig, AutoencoderConfig
 from periplus.data import ImageData, load_data
 from periplus.errors import DataError, Interrupted, NonFiniteError, PeriplusError, RunError, UsageError
 from periplus.information import MarginalRate, marginal_rate
+from periplus.inversion import Inversion, invert
 from periplus.objectives import gradient_penalty
+from periplus.paths import Path, minimal_path, minimal_path_for_cost
 from periplus.runs import Run, load_run
 from periplus.training import train
 
@@ -28,15 +30,20 @@ __all__ = [
     "GaussianChannel",
     "ImageData",
     "Interrupted",
+    "Inversion",
     "MarginalRate",
     "NonFiniteError",
+    "Path",
     "PeriplusError",
     "Run",
     "RunError",
     "UsageError",
     "gradient_penalty",
+    "invert",
     "load_data",
     "load_run",
     "marginal_rate",
+    "minimal_path",
+    "minimal_path_for_cost",
     "train",
 ]

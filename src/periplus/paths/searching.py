@@ -27,7 +27,7 @@ ROUGH, LOOSE, NEARLY = 3e-2, 1e-2, 3e-3
 COARSEST = 8
 #: Beginnings of each pair that are refined beyond the coarsest polyline.
 SURVIVORS = 2
-#: Points of quadrature to a segment: on the coarsest polyline, on the others, and where the last has not converged.
+#: Points of quadrature to a segment: for residuals of LOOSE and above, for smaller ones, and where the last polyline has not converged.
 COARSE_QUADRATURE, QUADRATURE, MORE_QUADRATURE = 1, 2, (4, 8)
 #: Two coarse paths are one local minimum when their energies differ by less than this part and their nodes by less than this part of |z_A - z_B|.
 SAME_ENERGY, SAME_PLACE = 1e-2, 0.1
@@ -83,7 +83,7 @@ def search(
     pairs, names, solved = starts.pairs[kept], [starts.names[k] for k in kept.tolist()], _rows(coarse, kept)
     for k, level in enumerate(grid[1:], 1):
         enough = max(tolerance, CONVERGED if k == len(grid) - 1 else NEARLY if k == len(grid) - 2 else LOOSE)
-        solved = minimise(resample(solved.points, level), cost, pairs, power, enough, QUADRATURE)
+        solved = minimise(resample(solved.points, level), cost, pairs, power, enough, COARSE_QUADRATURE if enough >= LOOSE else QUADRATURE)
         if k == 1:
             best = cheapest(solved.energy, pairs, 1)
             pairs, names, solved = pairs[best], [names[k] for k in best.tolist()], _rows(solved, best)

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import dijkstra
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from periplus.paths.costs import PairCost
@@ -157,6 +154,10 @@ def in_ball(uniform: Tensor) -> Tensor:
 
 def shortest(nodes: Tensor, cost: Tensor, segments: int) -> Tensor:
     """The cheapest walk from node 0 to node 1 (trapezoid rule along edges) as a polyline (N+1, d) whose segments cost the same."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import dijkstra
+    from scipy.spatial import cKDTree
+
     place, price = nodes.cpu().numpy(), np.where((cost > 0).cpu(), cost.cpu().numpy(), np.inf)
     usable = np.flatnonzero(np.isfinite(price))
     place, price = place[usable], price[usable]

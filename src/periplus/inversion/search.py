@@ -1,0 +1,226 @@
+"""`invert`: codes of images from many starts, as one batch of rows, each endpoint with what it is.
+
+    1  starts        the best of a few prior samples each (`periplus.inversion.starts`), or given
+    2  descent       batched BFGS, which crosses and follows kinks (`descent`), started anew from exact Hessians
+    3  finish        bundle-Newton with exact Hessians, to rounding (`bundle`)
+    4  certificate   slopes, curvature, kinks (`certificates`); an endpoint that fails goes back to 2, from the lowest point seen beside it
+    5  clusters      which starts found the same minimum (`clusters`)
+
+Rows that are done leave the batch. Images are taken in chunks that keep memory bounded; an image's result does not depend on the chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from periplus.errors import UsageError
+from periplus.inversion import bundle, certificates, descent
+from periplus.inversion.bundle import Finish, Goal
+from periplus.inversion.certificates import Certificates, Kind
+from periplus.inversion.clusters import clusters, code_distance_tolerance, image_distance_tolerance
+from periplus.inversion.descent import Rows
+from periplus.inversion.domains import DomainName, make_domain
+from periplus.inversion.objective import BYTE_BUDGET, Decode, Objective, check_decoder, takes
+from periplus.inversion.solution import Inversion, join
+from periplus.inversion.starts import Pool, check_initial, seed_of
+
+Keep = Literal["all", "best"]
+#: Images done, images in all.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long rows are searched, in evaluations (a gradient of one row) at most; rows that rest leave earlier.
+
+    screening: prior samples that each start is chosen from. first: BFGS from the start. second: BFGS from an exact Hessian. keep="best" leaves one
+    start in `drop_first` before it and one in `drop_second` of all after it. Then so many rounds of: exact Hessian, `again` evaluations of BFGS,
+    exact Hessian, `finish` of bundle-Newton, certificate.
+    """
+
+    screening: int = 32
+    first: int = 150
+    second: int = 150
+    rounds: int = 6
+    again: int = 150
+    finish: int = 80
+    drop_first: int = 2
+    drop_second: int = 8
+
+
+def invert(
+    decode: Decode,
+    images: Tensor,
+    latent_dim: int,
+    starts: int = 16,
+    domain: DomainName = "free",
+    *,
+    radius: float | None = None,
+    prior_weight: float | None = None,
+    initial: Tensor | None = None,
+    keep: Keep = "all",
+    effort: Effort | None = None,
+    seed: int = 0,
+    first_index: int = 0,
+    byte_budget: int = BYTE_BUDGET,
+    progress: Progress | None = None,
+) -> Inversion:
+    """Codes z* = argmin ||G(z) - x||^2 of images, from many starts, with a certificate for each endpoint.
+
+    Args:
+        decode: G, codes (n, d) to images (n, C, H, W), each row on its own (no batch norm or dropout in training mode), differentiable twice in z by
+            autograd. Decoders that `torch.func` can transform are faster; custom autograd functions work if their backward is differentiable.
+        images: (B, C, H, W), floating point of any range that decode answers in; uint8 is scaled to [0, 1]. Their device is that of the search.
+            float64 images are searched in float64 if decode takes float64 codes, all else in float32.
+        latent_dim: d. starts: S per image.
+        domain: "free" (R^d; codes that run off are marked `Kind.ESCAPED`), "ball" (|z| <= radius) or "prior" (adds prior_weight |z|^2 to what
+            is minimised; `.error` stays the squared error).
+        radius: of the ball; the 0.999 quantile of |z| under N(0, 1) by default. prior_weight: needed for "prior".
+        initial: (B, S, d) starts of one's own, an encoder's guess for instance, instead of screened draws from N(0, 1).
+        keep: "all" searches every start to its end; "best" drops the starts that lag behind early (they stay in the result, not `kept`).
+        effort: evaluations and rounds. seed: of the starts; first_index: index of images[0] in its data set, so that its parts have starts
+            of their own.
+        byte_budget: what one chunk may hold. progress: called with (images done, images).
+
+    Raises:
+        UsageError: shapes, options or a decoder that do not fit. NonFiniteError: a decoder with values that are not finite.
+    """
+    targets = as_targets(images, decode, latent_dim)
+    if starts < 1:
+        raise UsageError(f"starts is {starts}: at least one is needed")
+    if keep not in ("all", "best"):
+        raise UsageError(f"keep is '{keep}': use 'all' or 'best'")
+    place = make_domain(domain, latent_dim, radius, prior_weight)
+    objective = Objective(decode, targets.flatten(1), latent_dim, place, byte_budget)
+    effort = effort or Effort()
+    if initial is not None:
+        check_initial(initial, len(targets), starts, latent_dim)
+    pool = Pool(objective, seed) if initial is None else None
+    at_once = max(1, objective.rows_at_once // starts)
+    parts = []
+    for first in range(0, len(targets), at_once):
+        some = objective.among(slice(first, first + at_once))
+        begin = pool.starts(some.targets, first_index + first, starts, effort.screening) if pool else initial[first : first + at_once].to(targets)  # type: ignore[index]
+        parts.append(_invert_chunk(some, begin, keep, effort, seed))
+        if progress:
+            progress(min(first + at_once, len(targets)), len(targets))
+    return join(parts)
+
+
+def as_targets(images: Tensor, decode: Decode, latent_dim: int) -> Tensor:
+    """Images (B, C, H, W) in the type of the search; the decoder is checked against them. Raises UsageError."""
+    if images.dim() != 4 or images.numel() == 0:
+        raise UsageError(f"images have shape {tuple(images.shape)}: (B, C, H, W) is needed")
+    if images.dtype == torch.uint8:
+        images = images.to(torch.float32) / 255
+    elif not images.is_floating_point():
+        raise UsageError(f"images are {images.dtype}: floating point or uint8 is needed")
+    if not bool(images.isfinite().all()):
+        raise UsageError("images hold values that are not finite")
+    wide = images.dtype == torch.float64 and takes(decode, latent_dim, images[:0])
+    targets = images.detach().to(torch.float64 if wide else torch.float32)
+    check_decoder(decode, latent_dim, tuple(targets.shape[1:]), targets[:0])
+    return targets
+
+
+def _invert_chunk(objective: Objective, begin: Tensor, keep: Keep, effort: Effort, seed: int) -> Inversion:
+    """All starts (B, S, d) of some images."""
+    images, starts, d = begin.shape
+    image = torch.arange(images, device=begin.device).repeat_interleave(starts)
+    rows = descent.start_rows(objective.value_and_gradient, objective.domain.chart(begin.reshape(-1, d)), image)
+    _descend(objective, rows, image, effort.first, fresh=True)
+    kept = _lowest(rows.f.view(images, starts), effort.drop_first if keep == "best" else 1)
+    live = kept.flatten().nonzero()[:, 0]
+    some = rows.take(live)
+    _newton_metric(objective, some, image[live])
+    _descend(objective, some, image[live], effort.second)
+    rows.put(live, some)
+    kept = kept & _lowest(rows.f.view(images, starts), effort.drop_second if keep == "best" else 1)
+    found = _rounds(objective, rows, image, kept.flatten().nonzero()[:, 0], effort, seed)
+    return _gather(objective, rows.y, found, kept)
+
+
+def _lowest(f: Tensor, drop: int) -> Tensor:
+    """Which starts (B, S) are among the lowest S / drop of their image (rounded up)."""
+    return f.argsort(dim=1, stable=True).argsort(dim=1) < -(-f.shape[1] // drop)
+
+
+def _descend(objective: Objective, rows: Rows, image: Tensor, evaluations: int, fresh: bool = False) -> None:
+    descent.descend(objective.value_and_gradient, rows, image, evaluations, objective.floor(), objective.domain.chart_reach, fresh)
+    rows.y = objective.domain.fold(rows.y)  # the inverse Hessian is of the other hemisphere then; it is set anew after each descent
+
+
+def _newton_metric(objective: Objective, rows: Rows, image: Tensor) -> None:
+    """Start BFGS anew from exact Hessians, their eigenvalues made positive."""
+    _, inverse = bundle.positive_curvature(objective.hessian(rows.y, image, in_chart=True))
+    rows.inverse = inverse.to(rows.y)
+    rows.f, rows.g = objective.value_and_gradient(rows.y, image)
+
+
+def _rounds(objective: Objective, rows: Rows, image: Tensor, live: Tensor, effort: Effort, seed: int) -> Certificates:
+    """Rounds of descent, finish and certificate for the live rows, in place, until each is certified as a minimum or the rounds are spent."""
+    found = certificates.empty_certificates(len(rows.y), rows.y.device)
+    directions = _directions(seed, rows.y)
+    for number in range(effort.rounds):
+        some, which = rows.take(live), image[live]
+        _newton_metric(objective, some, which)
+        _descend(objective, some, which, effort.again)
+        end = _finish(objective, some.y, which, effort.finish)
+        hessian = objective.hessian(objective.domain.codes(end.y), which)
+        verdict, lowest, value = certificates.certify(objective, end, which, hessian, directions)
+        found.put(live, verdict)
+        again = (verdict.kind == Kind.UNFINISHED) | (verdict.kind == Kind.SADDLE)
+        moves = again & (value < end.f) & (number < effort.rounds - 1)
+        rows.y[live] = objective.domain.fold(torch.where(moves[:, None], lowest, end.y))
+        live = live[again]
+        if not len(live):
+            break
+    return found
+
+
+def _finish(objective: Objective, y: Tensor, image: Tensor, evaluations: int) -> Finish:
+    f, g = objective.value_and_gradient(y, image)
+    hessian = objective.hessian(y, image, in_chart=True)
+    nearness = certificates.neighbourhood(objective.latent_dim)
+    slope = certificates.rounding_slope(certificates.slope_scale(hessian, f, objective.floor()), y)
+    goal = Goal(0.5 * certificates.tolerance(objective, f), 0.5 * slope, nearness)
+    return bundle.finish(objective.value_and_gradient, y, f, g, image, hessian, evaluations, goal, bundle.NEAR_STEP * nearness)
+
+
+def _directions(seed: int, like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(seed_of(seed, "directions"))
+    count = certificates.RANDOM + certificates.TANGENT
+    return torch.randn(count, like.shape[1], generator=generator, dtype=torch.float64).to(like.device)
+
+
+def _gather(objective: Objective, y: Tensor, found: Certificates, kept: Tensor) -> Inversion:
+    """Rows put back to (B, S), clustered, the best chosen."""
+    images, starts = kept.shape
+    image = torch.arange(images, device=y.device).repeat_interleave(starts)
+    z = objective.domain.codes(y)
+    error = objective.squared_error(z, image).view(images, starts)
+    value = error + objective.domain.weight * z.double().square().sum(1).view(images, starts)
+    shaped = {field.name: getattr(found, field.name).view(images, starts) for field in fields(Certificates)}
+    best = torch.where(shaped["kind"] == Kind.ESCAPED, torch.inf, value).argmin(1)
+    rows = torch.arange(images, device=y.device)
+    all_z = z.view(images, starts, -1)
+    with torch.no_grad():
+        pictures = torch.cat([objective.images(few) for few in z.split(objective.rows_at_once)]).view(images, starts, -1)
+    return Inversion(
+        z=all_z[rows, best],
+        error=error[rows, best],
+        all_z=all_z,
+        all_error=error,
+        **shaped,
+        converged=shaped["kind"] <= Kind.FLAT,
+        cluster=clusters(all_z, value, code_distance_tolerance(all_z.shape[2])),
+        image_cluster=clusters(pictures, value, image_distance_tolerance(pictures.shape[2])),
+        best=best,
+        kept=kept,
+        domain=objective.domain,
+    )
