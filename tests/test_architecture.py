@@ -16,11 +16,11 @@ HOUSE = Path(periplus.__file__).parent
 #: Rooms by floor; a name stands for a module or for a package with all that is in it.
 FLOORS = [
     {"errors", "files", "objectives", "metrics", "channels", "information"},
-    {"data", "networks", "autoencoders", "pictures"},
+    {"data", "networks", "autoencoders", "pictures", "inversion", "paths"},
     {"config", "machine", "locks", "checkpoints", "runs", "training"},
-    {"evaluation"},
+    {"evaluation", "locating", "passages"},
     {"plots", "report", "console", "engines", "sweeps"},
-    {"study", "doctor", "sweep_command", "commands", "cli", "__main__", "__init__"},  # the doors; __init__ is the front one
+    {"study", "doctor", "sweep_command", "latent_commands", "commands", "cli", "__main__", "__init__"},  # the doors; __init__ is the front one
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: Within floor 0 the mathematics knows nothing but what can go wrong.

@@ -111,6 +111,107 @@ def neighbour_strip(
     return _save_png(canvas, path)
 
 
+def captioned_rows(
+    rows: Sequence[ArrayLike],
+    captions: Sequence[Sequence[str]],
+    path: PathLike,
+    labels: Sequence[str] | None = None,
+    header: Sequence[str] = (),
+    scale: int | None = None,
+    command: str | None = None,
+) -> Path:
+    """Rows of any lengths, each image (N_r, C, H, W) with a caption of one or more lines below it.
+
+    `labels` name the rows; `header` names the columns, as many as it has words. `command`, what made it, goes into the file as text.
+    """
+    pixels = [_pixels(row, "captioned_rows") for row in rows]
+    if len({row.shape[1:] for row in pixels}) != 1 or [len(row) for row in pixels] != [len(row) for row in captions]:
+        raise UsageError(f"captioned_rows: images {[np.shape(row) for row in rows]} and captions {[len(row) for row in captions]} do not go together")
+    if labels is not None and len(labels) != len(rows):
+        raise UsageError(f"captioned_rows: {len(labels)} labels for {len(rows)} rows")
+    scale = scale or _scale(pixels[0])
+    height, width, gap = pixels[0].shape[1] * scale, pixels[0].shape[2] * scale, _gap(pixels[0], scale)
+    letters = _fitting([line for row in captions for caption in row for line in caption.splitlines()], width, _letters(height))
+    lines = max((len(caption.splitlines()) for row in captions for caption in row), default=0)
+    strip = height + gap + round(1.25 * letters * lines)
+    top = round(1.6 * _letters(height)) if header else 0
+    margin = _margin(labels, height)
+    across = max(max(map(len, pixels)), len(header))
+    canvas = _canvas(top + len(rows) * (strip + gap) - gap, margin + across * (width + gap) - gap)
+    for column, word in enumerate(header):
+        _write(canvas, word, margin + column * (width + gap) + width // 2, top // 2, "mm", _fitting(header, width, _letters(height)))
+    for number, (row, below) in enumerate(zip(pixels, captions, strict=True)):
+        y = top + number * (strip + gap)
+        for column, (image, caption) in enumerate(zip(row, below, strict=True)):
+            x = margin + column * (width + gap)
+            _paste(canvas, image, y, x, scale)
+            for line, words in enumerate(caption.splitlines()):
+                _write(canvas, words, x + width // 2, y + height + gap // 2 + round(1.25 * letters * (line + 0.5)), "mm", letters)
+        if labels is not None:
+            _write(canvas, labels[number], margin - _letters(height), y + height // 2, "rm", _letters(height))
+    return _save_png(canvas, path, command)
+
+
+def morph_strip(
+    start: ArrayLike,
+    curves: Sequence[ArrayLike],
+    end: ArrayLike,
+    path: PathLike,
+    labels: Sequence[str],
+    scale: int | None = None,
+    command: str | None = None,
+) -> Path:
+    """Ways from one image to another, a row for each: the image `start` (C, H, W), the images (N, C, H, W) along the curve, the image `end`.
+
+    The two images themselves stand apart from what was decoded. `labels` name the rows; `command`, what made it, goes into the file as text.
+    """
+    ends = _pixels(np.stack([np.asarray(start), np.asarray(end)]), "morph_strip")
+    rows = [_pixels(curve, "morph_strip") for curve in curves]
+    if not rows or {row.shape for row in rows} != {(len(rows[0]), *ends.shape[1:])} or len(labels) != len(rows):
+        shapes = f"ends {np.shape(start)} and {np.shape(end)}, curves {[np.shape(curve) for curve in curves]}, {len(labels)} labels"
+        raise UsageError(f"morph_strip: {shapes} do not go together")
+    scale = scale or _scale(ends)
+    gap, height, width = _gap(ends, scale), ends.shape[1] * scale, ends.shape[2] * scale
+    apart, margin, steps = 3 * gap, _margin(labels, height), len(rows[0])
+    first = margin + width + apart
+    last = first + steps * (width + gap) - gap + apart
+    canvas = _canvas(len(rows) * (height + gap) - gap, last + width)
+    for number, row in enumerate(rows):
+        y = number * (height + gap)
+        _paste(canvas, ends[0], y, margin, scale)
+        _paste(canvas, ends[1], y, last, scale)
+        for column, image in enumerate(row):
+            _paste(canvas, image, y, first + column * (width + gap), scale)
+        _write(canvas, labels[number], margin - _letters(height), y + height // 2, "rm", _letters(height))
+    return _save_png(canvas, path, command)
+
+
+def animation(frames: ArrayLike, path: PathLike, milliseconds: int = 80, scale: int | None = None, command: str | None = None) -> Path:
+    """Images (N, C, H, W) one after the other as a GIF that starts over for ever, each shown so long (equal neighbours as one frame of twice that).
+
+    `command`, what made it, goes into the file as its comment.
+    """
+    from PIL import Image
+
+    pixels = _pixels(frames, "animation")
+    if milliseconds < 10:
+        raise UsageError(f"animation: milliseconds is {milliseconds}: at least 10 are needed")
+    scale = scale or 2 * _scale(pixels)
+    grey = bool((pixels == pixels[..., :1]).all())
+    shown = [image.repeat(scale, axis=0).repeat(scale, axis=1) for image in pixels]
+    pictures = [Image.fromarray(np.ascontiguousarray(image[..., 0]) if grey else image) for image in shown]
+    told = {"comment": command.encode()} if command else {}
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, optimize=False, **told)
+    return write_atomically(path, buffer.getvalue())
+
+
+def _fitting(words: Sequence[str], width: int, size: int) -> int:
+    """The size of letters, at most `size`, at which every word fits into a width; 9 at least."""
+    widest = max((_font(size).getlength(word) for word in words), default=0)
+    return max(9, min(size, int(size * width / widest))) if widest else size
+
+
 def _pixels(images: ArrayLike, where: str) -> Pixels:
     """Images as (N, H, W, 3) uint8."""
     array = np.asarray(images)
@@ -169,11 +270,14 @@ def _font(size: int) -> FreeTypeFont:
     return ImageFont.truetype(letters, size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def _save_png(canvas: Pixels, path: PathLike) -> Path:
+def _save_png(canvas: Pixels, path: PathLike, command: str | None = None) -> Path:
     """Write a PNG, as grey when it is: a third of the bytes."""
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
     grey = (canvas == canvas[..., :1]).all()
+    told = PngImagePlugin.PngInfo()
+    if command:
+        told.add_text("Command", command)
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(canvas[..., 0]) if grey else canvas).save(buffer, "PNG", optimize=False)
+    Image.fromarray(np.ascontiguousarray(canvas[..., 0]) if grey else canvas).save(buffer, "PNG", optimize=False, pnginfo=told)
     return write_atomically(path, buffer.getvalue())
