@@ -368,3 +368,80 @@ def _half_widths(points: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.f
     ends = [[point[name]["mean"] if point[name][end] is None else point[name][end] for point in points] for end in ("low", "high")]
     widths: NDArray[np.float64] = np.abs(np.asarray(ends, float) - np.asarray([point[name]["mean"] for point in points], float))
     return widths
+
+
+# ---- many searches of one thing ------------------------------------------------------------------------------------------------
+
+
+def search_ends(things: Sequence[Mapping[str, Any]], kinds: Sequence[str], path: PathLike, x_label: str, y_label: str) -> Path:
+    """Where the searches of each thing ended, sorted, a mark for each by its kind; beside them levels to hold them against.
+
+    Each thing is `{"name": str, "values": (S,), "kinds": (S,), "levels": {label: float}}`; `kinds` gives the order of the marks. The axis is
+    logarithmic where the values, all positive, span more than a factor of 20.
+    """
+    if not things or any(np.shape(thing["values"]) != np.shape(thing["kinds"]) for thing in things):
+        raise UsageError("search_ends: a kind for every value of every thing is needed")
+    values = np.concatenate([np.asarray([*thing["values"], *thing.get("levels", {}).values()], float) for thing in things])
+    found = [kind for kind in kinds if any(kind in thing["kinds"] for thing in things)]
+    levels = list(dict.fromkeys(label for thing in things for label in thing.get("levels", {})))
+
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        for place, thing in enumerate(things):
+            order = np.argsort(np.asarray(thing["values"], float), kind="stable")
+            x = place + np.linspace(-0.36, 0.36, len(order)) if len(order) > 1 else np.array([float(place)])
+            y, told = np.asarray(thing["values"], float)[order], np.asarray(thing["kinds"])[order]
+            for index, kind in enumerate(found):
+                rows = told == kind
+                fill = COLOURS[index % len(COLOURS)] if index % 2 == 0 else "white"
+                style: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "markersize": 3.6, "markerfacecolor": fill}
+                axis.plot(x[rows], y[rows], linestyle="", markeredgecolor=COLOURS[index % len(COLOURS)], markeredgewidth=0.8, label=kind, **style)
+            for label, value in thing.get("levels", {}).items():
+                dashes = LEVELS[levels.index(label) % len(LEVELS)]
+                axis.hlines(value, place - 0.42, place + 0.42, color="#444444", linewidth=1.0, linestyles=dashes, label=label)
+        if (values > 0).all() and values.max() > 20 * values.min():
+            axis.set_yscale("log")
+            _plain_log_ticks(axis)
+        axis.set_xticks(range(len(things)), [str(thing["name"]) for thing in things])
+        axis.set_xlim(-0.6, len(things) - 0.4)
+        axis.grid(False, axis="x")
+        axis.tick_params(axis="x", length=0)
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        _legend(figure)
+
+    return save_svg(draw, path, height=3.1)
+
+
+def paired_dots(groups: Sequence[Mapping[str, Any]], path: PathLike, x_label: str, y_label: str, levels: Mapping[str, float] | None = None) -> Path:
+    """Values of the same things in several groups, thing by thing on one vertical line, in the order of the first group's values.
+
+    Each group is `{"label": str, "y": (P,)}`, values that are not finite are left out; `levels` are horizontal lines by their labels.
+    """
+    table = np.array([np.asarray(group["y"], float) for group in groups])
+    if table.ndim != 2 or not table.size:
+        raise UsageError(f"paired_dots: groups of values (P,) of equal length are needed, not {[np.shape(group['y']) for group in groups]}")
+    table = np.where(np.isfinite(table), table, np.nan)[:, np.argsort(table[0], kind="stable")]
+    x = np.arange(1, table.shape[1] + 1)
+
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        shown = np.isfinite(table).any(0)
+        axis.vlines(x[shown], np.nanmin(table[:, shown], 0), np.nanmax(table[:, shown], 0), color="#c9c9c9", linewidth=0.8, zorder=1)
+        for index, (group, y) in enumerate(zip(groups, table, strict=True)):
+            colour = COLOURS[index % len(COLOURS)]
+            fill = colour if index % 2 == 0 else "white"
+            axis.plot(
+                x, y, linestyle="", marker=MARKERS[index % len(MARKERS)], markersize=4.5, color=colour, markerfacecolor=fill, label=group["label"]
+            )
+        for index, (label, value) in enumerate((levels or {}).items()):
+            axis.axhline(value, color="#444444", linewidth=1.0, linestyle=LEVELS[index % len(LEVELS)], label=label, zorder=1)
+        axis.set_xlim(0.2, len(x) + 0.8)
+        axis.set_xticks(x if len(x) <= 30 else x[:: len(x) // 15])
+        axis.grid(False, axis="x")
+        axis.tick_params(axis="x", length=0)
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        _legend(figure)
+
+    return save_svg(draw, path, height=2.9)

@@ -18,7 +18,7 @@ from periplus.report import Chapter, Figure, Finding, Heading, KeyNumbers, Parag
 from periplus.runs import load_run
 from periplus.study import curves, judging
 from periplus.study.autoencoder_chapter import autoencoder_chapter, draw_autoencoders, kind_of, measure_autoencoders
-from periplus.study.chapters import CHAPTERS, echo, echo_rate, extremes, gan, marginal, penalty, sampling
+from periplus.study.chapters import CHAPTERS, echo, echo_rate, extremes, gan, inversion, marginal, paths, penalty, sampling
 from periplus.study.settings import Cell, image_size_of, words_of
 from periplus.study.telling import collapse_sentence, run_table, settings_of
 from periplus.study.workshop import Workshop
@@ -37,6 +37,18 @@ REFERENCES = (
     Reference("goodfellow2014", "I. Goodfellow et al., Generative adversarial nets, NeurIPS 2014."),
     Reference("arjovsky2017", "M. Arjovsky, S. Chintala, L. Bottou, Wasserstein generative adversarial networks, ICML 2017."),
     Reference("gulrajani2017", "I. Gulrajani et al., Improved training of Wasserstein GANs, NeurIPS 2017."),
+    Reference("creswell2019", "A. Creswell, A. A. Bharath, Inverting the generator of a generative adversarial network, IEEE TNNLS 30, 2019."),
+    Reference("lewis2013", "A. S. Lewis, M. L. Overton, Nonsmooth optimization via quasi-Newton methods, Math. Programming 141, 2013."),
+    Reference("luksan1998", "L. Lukšan, J. Vlček, A bundle-Newton method for nonsmooth unconstrained minimization, Math. Programming 83, 1998."),
+    Reference(
+        "burke2005",
+        "J. V. Burke, A. S. Lewis, M. L. Overton, A robust gradient sampling algorithm for nonsmooth, nonconvex optimization, SIAM J. Optimization "
+        "15, 2005.",
+    ),
+    Reference(
+        "arvanitidis2018", "G. Arvanitidis, L. K. Hansen, S. Hauberg, Latent space oddity: on the curvature of deep generative models, ICLR 2018."
+    ),
+    Reference("nocedal2006", "J. Nocedal, S. J. Wright, Numerical optimization, 2nd edition, Springer 2006."),
 )
 
 
@@ -49,6 +61,8 @@ CONCLUSIONS = {
     "1e": sampling.headline,
     "2a": gan.conclusion,
     "2b": penalty.conclusion,
+    "2c": inversion.headline,
+    "2d": paths.headline,
 }
 
 
