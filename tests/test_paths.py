@@ -270,7 +270,9 @@ def test_the_lipschitz_constant_holds_and_is_below_the_product_of_norms():
     decode = decoder(layers)
     bound = certified_lipschitz(layers, decode, 5)
     slopes = torch.func.vmap(torch.func.jacrev(lambda z: decode(z[None]).flatten()))(2 * random(200, 5))
-    norms = [torch.linalg.matrix_norm(m, 2) for m in bounds.linear_parts([layer for layer in layers if not isinstance(layer, nn.Identity)])[0]]
+    norms = [
+        torch.linalg.matrix_norm(m.detach(), 2) for m in bounds.linear_parts([layer for layer in layers if not isinstance(layer, nn.Identity)])[0]
+    ]
     assert torch.linalg.matrix_norm(slopes, 2).max() <= bound < 0.9 * math.prod(map(float, norms)) / 4
 
 

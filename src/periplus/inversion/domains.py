@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from scipy.special import gammaincinv
 from torch import Tensor
 
 from periplus.errors import UsageError
@@ -38,6 +37,8 @@ BOUNDARY_TOLERANCE = 1e-5
 
 def prior_radius(latent_dim: int) -> float:
     """The 0.999 quantile of |z| for z ~ N(0, 1) in d dimensions (the chi law): 7.9 for d = 32."""
+    from scipy.special import gammaincinv
+
     return math.sqrt(2 * float(gammaincinv(latent_dim / 2, BALL_QUANTILE)))
 
 

@@ -35,6 +35,8 @@ OnProgress = Callable[[int, int], None]
 POWERS: dict[str, int] = {"length": 2, "energy": 1}
 #: Pairs that are searched at once.
 CHUNK = 128
+#: Relative quadrature error that is enough for the curves that a path is compared with.
+COMPARED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Path:
     Attributes:
         points: (P, N+1, d), the nodes. norm: how U's norm is read.
         cost: (P,) U integrated along the polyline through the nodes. quadrature_error: (P,) relative, of `cost`.
-        straight_cost, spherical_cost: (P,) U of the straight line and of spherical interpolation with the same ends.
+        straight_cost, spherical_cost: (P,) U of the straight line and of spherical interpolation with the same ends, to 1e-3.
         lower_bound: (P,) what every path between these ends costs at least. floor: (P,) that bound without a Lipschitz constant, Dist^2 l / 2
             (length) or Dist^2 l^2 / 2 (energy); 0 for a general cost.
         score: (P,) cost / floor, at least 1; nan for a general cost.
@@ -265,7 +267,8 @@ def in_chunks(
         rows = (owner >= first) & (owner < first + CHUNK)
         shifted, mine = _Shifted(cost, first), owner[rows] - first
         a, b = z_a[rows].double(), z_b[rows].double()
-        parts.append(search(a, b, shifted, mine, segments, power, reach(a, b, shifted, mine), everywhere, seed, tolerance))
+        ellipse = reach(a, b, shifted, mine) if everywhere else (b - a).norm(dim=1)  # downhill from the line nothing is looked for
+        parts.append(search(a, b, shifted, mine, segments, power, ellipse, everywhere, seed, tolerance))
         if on_progress is not None:
             on_progress(min(first + CHUNK, pairs), pairs)
     joined = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Found)}
@@ -288,9 +291,9 @@ def finish(found: Found, cost: PairCost, power: int, norm: str, least: Tensor, b
     """Measure what was found, and put what bounds it beside it."""
     points, pairs = found.points, torch.arange(len(found.points), device=found.points.device)
     a, b = points[:, 0], points[:, -1]
-    coarse = min(points.shape[1] - 1, 16)
+    coarse = min(points.shape[1] - 1, 4)
     value, error = measure(points, cost, pairs, power)
-    line, arc = (measure(curve(a, b, coarse), cost, pairs, power)[0] for curve in (straight, spherical))
+    line, arc = (measure(curve(a, b, coarse), cost, pairs, power, COMPARED)[0] for curve in (straight, spherical))
     distance = (b - a).norm(dim=1)
     same = distance == 0
     left = torch.where(same, 0.0, found.residual)

@@ -19,7 +19,7 @@ from periplus.paths.energy import refine
 ACCURACY, DOUBLINGS = 9e-5, 8
 
 
-def measure(points: Tensor, cost: PairCost, pairs: Tensor, power: int) -> tuple[Tensor, Tensor]:
+def measure(points: Tensor, cost: PairCost, pairs: Tensor, power: int, accuracy: float = ACCURACY) -> tuple[Tensor, Tensor]:
     """U (R,) of polylines (R, N+1, d) in units of the pair's scale, and its relative quadrature error (R,). `power`: 2 length, 1 energy reading."""
     lengths = points.diff(dim=1).norm(dim=2)
     factor = lengths if power == 2 else (points.shape[1] - 1) * lengths.square()
@@ -36,7 +36,7 @@ def measure(points: Tensor, cost: PairCost, pairs: Tensor, power: int) -> tuple[
         value[rows] = (factor[rows] * fine).sum(1)
         change = (factor[rows] * (fine - coarse).abs()).sum(1)
         error[rows] = torch.where(value[rows] > 0, change / value[rows], 0.0)
-        going = error[rows] > ACCURACY
+        going = error[rows] > accuracy
         rows, c, coarse = rows[going], c[going], fine[going]
         if not len(rows):
             break

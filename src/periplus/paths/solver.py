@@ -13,10 +13,12 @@ from torch import Tensor
 from periplus.paths.costs import PairCost
 from periplus.paths.energy import energy_and_gradient, precondition, residual
 
-MEMORY = 10
+MEMORY = 20
+#: What H^{-1} is multiplied by before there is a pair: with 1 the first step had nearly always to be shortened, to about this.
+FIRST_SCALE = 0.5
 #: Sufficient decrease (Armijo) and the number of shortenings before a direction is given up.
 DECREASE, SHORTENINGS = 1e-4, 14
-PATIENCE, PROGRESS = 12, 1e-5
+PATIENCE, PROGRESS = 25, 1e-5
 #: A pair (s, y) enters the memory when y's is at least this part of s'Hs: with less the curvature is noise, or negative.
 CURVATURE = 1e-3
 #: Relative rounding of an energy made of float32 costs: a difference below it is none.
@@ -54,8 +56,8 @@ class _Memory:
         self.s, self.y, self.rho = ([part[rows] for part in kept] for kept in (self.s, self.y, self.rho))
 
     def scale(self, wbar: Tensor, like: Tensor) -> Tensor:
-        """(R,) what H^{-1} is multiplied by: y's / y'H^{-1}y of the last pair, the curvature that H leaves out."""
-        found = torch.ones_like(like[:, 0, 0])
+        """(R,) what H^{-1} is multiplied by: y's / y'H^{-1}y of the last pair, for the curvature that H leaves out."""
+        found = torch.full_like(like[:, 0, 0], FIRST_SCALE)
         if self.s:
             usable = self.rho[-1] > 0
             found = torch.where(usable, 1 / (self.rho[-1] * _dot(self.y[-1], precondition(self.y[-1], wbar))), found)
