@@ -10,8 +10,8 @@ from torch import Tensor
 from periplus.errors import NonFiniteError, RunError, UsageError
 from periplus.inversion import Effort, Kind, bundle, domains, invert, invert_dataset
 from periplus.inversion.clusters import clusters
-from periplus.inversion.objective import Objective, hessian_of_rows
-from periplus.inversion.starts import Pool
+from periplus.inversion.objective import hessian_of_rows
+from periplus.inversion.starts import Pool, prior_codes
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -259,10 +259,9 @@ def test_clusters_are_links_and_ranked_by_error():
 
 def test_starts_belong_to_the_image_not_to_the_batch():
     matrix, x = normal(9, 3, dtype=torch.float32), normal(6, 9, seed=2, dtype=torch.float32)
-    objective = Objective(linear(matrix, torch.zeros(9)), x, 3, domains.make_domain("free", 3, None, None))
-    pool = Pool(objective, seed=4)
-    every = pool.starts(x, 0, 5, 8)
-    assert torch.equal(pool.starts(x[2:4], 2, 5, 8), every[2:4]) and torch.equal(pool.starts(x, 0, 3, 8), every[:, :3])
+    pool = Pool(prior_codes(3, 4), linear(matrix, torch.zeros(9)), seed=4)
+    every = pool.starts(x, range(6), 5, 8)
+    assert torch.equal(pool.starts(x[2:4], [2, 3], 5, 8), every[2:4]) and torch.equal(pool.starts(x, range(6), 3, 8), every[:, :3])
     assert len(every.reshape(-1, 3).unique(dim=0)) > 20
 
 
@@ -314,7 +313,6 @@ X = torch.zeros(2, 1, 1, 3)
         ({"images": torch.zeros(2, 3)}, "(B, C, H, W)"),
         ({"images": torch.zeros(0, 1, 1, 3)}, "(B, C, H, W)"),
         ({"images": torch.zeros(2, 1, 1, 3, dtype=torch.int64)}, "int64"),
-        ({"images": torch.full((2, 1, 1, 3), math.nan)}, "not finite"),
         ({"images": torch.zeros(2, 1, 2, 3)}, "decode turned codes"),
         ({"decode": lambda z: z}, "decode turned codes"),
         ({"decode": lambda z: as_images(z.detach())}, "no gradient"),
@@ -337,9 +335,11 @@ def test_what_does_not_fit_is_refused(options: dict, words: str):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_decoder_that_is_not_finite_is_refused():
-    with pytest.raises(NonFiniteError):
+def test_what_is_not_finite_is_refused():
+    with pytest.raises(NonFiniteError, match="decode"):
         invert(lambda z: as_images(z.log()), X, 3, starts=1)
+    with pytest.raises(NonFiniteError, match="images"):
+        invert(as_images, X * math.nan, 3, starts=1)
 
 
 # ---- whole data sets ---------------------------------------------------------------------------------------------------------------------------

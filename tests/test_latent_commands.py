@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from periplus import cli, latent_commands, load_data, load_run, locating
+from periplus.inversion import dataset
 
 torch.set_num_threads(1)
 TINY = [*("--latent-dim", "3", "--max-steps", "30", "--precision", "float32", "--threads", "1"), *("--architecture", "mlp", "--device", "cpu")]
@@ -100,15 +101,16 @@ def test_a_long_inversion_that_was_stopped_goes_on(call: Call, run: Path, tmp_pa
     monkeypatch.setattr(latent_commands, "KEPT_ABOVE", 3)
     words = ["invert", run, "--n", 5, "--starts", 1, "--domain", "free", "--out"]
     whole = call(*words, tmp_path / "whole")
-    assert whole.code == 0 and f"{tmp_path / 'whole' / 'chunks'}: stop at any time" in whole.err
-    own = locating.write_chunk
+    assert whole.code == 0 and f"{tmp_path / 'whole' / 'parts'}: stop at any time" in whole.err
+    own = dataset.write_atomically
 
-    def stop(file: Path, part: Any) -> None:
-        own(file, part)
-        raise KeyboardInterrupt("stopped by SIGTERM")
+    def stop(file: Path, content: bytes | str) -> None:
+        own(file, content)
+        if file.name.startswith("part-"):
+            raise KeyboardInterrupt("stopped by SIGTERM")
 
     with monkeypatch.context() as stopping:
-        stopping.setattr(locating, "write_chunk", stop)
+        stopping.setattr(dataset, "write_atomically", stop)
         stopped = call(*words, tmp_path / "again")
     assert stopped.code == 130 and stopped.err.splitlines()[-1] == "periplus: stopped by SIGTERM"
     assert not (tmp_path / "again" / "inversion.json").exists()
@@ -116,7 +118,7 @@ def test_a_long_inversion_that_was_stopped_goes_on(call: Call, run: Path, tmp_pa
     first, second = (load_file(tmp_path / name / "codes.safetensors") for name in ("whole", "again"))
     assert all(torch.equal(first[name].double().nan_to_num(7), second[name].double().nan_to_num(7)) for name in first)
     refused = call("invert", run, "--n", 5, "--starts", 2, "--domain", "free", "--out", tmp_path / "again")
-    assert refused.code == 2 and "again/chunks is another search's (starts was 1, is 2): choose another --out, or delete it" in refused.err
+    assert refused.code == 4 and "again/parts holds another job (starts was 1, is 2): choose another folder, or delete it" in refused.err
 
 
 # ---- path -------------------------------------------------------------------------------------------------------------------------------------

@@ -110,8 +110,7 @@ def test_an_encoder_adds_its_guess(digits: periplus.ImageData, tmp_path: Path) -
     config = AutoencoderConfig(model="vae", max_steps=20, batch_size=32, latent_dim=D, hidden=8, depth=1, precision="float32")
     run = periplus.train(config, digits, tmp_path / "vae")
     targets, search = locating.choose(locating.images_of(run), 2), Search(starts=1)
-    pool = locating.Pool(run, search)
-    begin = pool.starts(targets)
+    begin = locating.starts_of(run, targets, search, locating.pool_of(run, search))
     assert begin.shape == (2, 2, D) and torch.equal(begin[:, 1], run.encode(targets.images)[0])
     found = locating.locate(run, targets, search)
     record = locating.inversion_record(run, targets, found, search)
@@ -120,11 +119,16 @@ def test_an_encoder_adds_its_guess(digits: periplus.ImageData, tmp_path: Path) -
 
 
 def test_starts_are_a_function_of_the_image_alone(linear: periplus.Run) -> None:
-    data, pool = locating.images_of(linear), locating.Pool(linear, Search(starts=5))
-    together, alone = pool.starts(locating.pick(data, [3, 7, 9])), pool.starts(locating.pick(data, [7]))
+    data, search = locating.images_of(linear), Search(starts=5)
+    pool = locating.pool_of(linear, search)
+
+    def starts(rows: list[int], pool: locating.Pool = pool) -> Tensor:
+        return locating.starts_of(linear, locating.pick(data, rows), search, pool)
+
+    together, alone = starts([3, 7, 9]), starts([7])
     assert torch.equal(together[1], alone[0])
-    assert len(together[1].unique(dim=0)) == 5  # no start twice
-    assert not torch.equal(locating.Pool(linear, Search(starts=5, seed=1)).starts(locating.pick(data, [7])), alone)
+    assert len(together[1].unique(dim=0)) == 5
+    assert not torch.equal(starts([7], locating.pool_of(linear, Search(seed=1))), alone)
     x = data.images[7].flatten().float() / 255
     near = (linear.decode(alone[0]).flatten(1) - x).square().sum(1)
     assert float(near.mean()) < float((pool.images - x).square().sum(1).mean())  # screened
@@ -135,7 +139,7 @@ def test_starts_are_a_function_of_the_image_alone(linear: periplus.Run) -> None:
 
 def test_a_stopped_search_goes_on_to_the_same_bits(folded: periplus.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locating, "CHUNK", {"cpu": 1})
-    targets, search, folder = planted(folded, CODES.abs()), Search(starts=3), tmp_path / "chunks"
+    targets, search, folder = planted(folded, CODES.abs()), Search(starts=3), tmp_path / "parts"
     whole = locating.locate(folded, targets, search)
 
     def stop(done: int, total: int) -> None:
@@ -144,26 +148,30 @@ def test_a_stopped_search_goes_on_to_the_same_bits(folded: periplus.Run, tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         locating.locate(folded, targets, search, folder, stop)
-    assert sorted(p.name for p in folder.iterdir()) == ["chunk-00000.safetensors", "chunk-00001.safetensors", "job.json"]
-    before = (folder / "chunk-00001.safetensors").stat().st_mtime_ns
+    assert sorted(p.name for p in folder.iterdir()) == ["job.json", "part-000000.safetensors", "part-000001.safetensors"]
+    before = (folder / "part-000001.safetensors").stat().st_mtime_ns
     resumed = locating.locate(folded, targets, search, folder)
-    assert (folder / "chunk-00001.safetensors").stat().st_mtime_ns == before  # taken, not made again
+    assert (folder / "part-000001.safetensors").stat().st_mtime_ns == before  # taken, not made again
     assert resumed.domain == whole.domain
     for name, tensor in whole.tensors().items():
         assert torch.equal(resumed.tensors()[name].nan_to_num(7), tensor.nan_to_num(7)), name
 
 
-def test_another_job_is_refused_and_a_broken_chunk_is_named(folded: periplus.Run, tmp_path: Path) -> None:
-    targets, folder = planted(folded, CODES.abs()), tmp_path / "chunks"
-    locating.locate(folded, targets, Search(starts=2), folder)
-    with pytest.raises(UsageError, match=r"chunks is another search's \(starts was 2, is 3\): choose another --out, or delete it"):
+def test_another_job_is_refused_and_a_broken_part_is_named(folded: periplus.Run, tmp_path: Path) -> None:
+    targets, search, folder = planted(folded, CODES.abs()), Search(starts=2), tmp_path / "parts"
+    locating.locate(folded, targets, search, folder)
+    with pytest.raises(RunError, match=r"parts holds another job \(starts was 2, is 3\): choose another folder, or delete it"):
         locating.locate(folded, targets, Search(starts=3), folder)
-    with pytest.raises(UsageError, match="another search's .images was"):
-        locating.locate(folded, targets.at([0]), Search(starts=2), folder)
-    chunk = folder / "chunk-00000.safetensors"
-    chunk.write_bytes(chunk.read_bytes()[:100])
-    with pytest.raises(RunError, match=r"chunk-00000.safetensors cannot be read .*: delete it"):
-        locating.locate(folded, targets, Search(starts=2), folder)
+    with pytest.raises(RunError, match="another job .images was"):
+        locating.locate(folded, targets.at([0]), search, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(locating, "digest_of", lambda tensors: "of other weights")
+        with pytest.raises(RunError, match="another job .weights was"):
+            locating.locate(folded, targets, search, folder)
+    broken = folder / "part-000000.safetensors"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(RunError, match=r"part-000000.safetensors cannot be read .*: delete it"):
+        locating.locate(folded, targets, search, folder)
 
 
 # ---- which images -------------------------------------------------------------------------------------------------------------------------------

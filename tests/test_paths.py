@@ -12,7 +12,7 @@ from periplus.paths import bounds, certified_lipschitz, minimal_path, minimal_pa
 from periplus.paths.costs import ImageCost, ScalarCost
 from periplus.paths.energy import energy_and_gradient, mean_weights, precondition, refine, residual
 from periplus.paths.measuring import measure
-from periplus.paths.searching import levels
+from periplus.paths.searching import SAME_ENERGY, SAME_PLACE, cheapest, distinct, first_rows, levels
 from periplus.paths.solver import minimise
 from periplus.paths.starts import GRAPH_DIMENSIONS, resample, spherical, straight
 
@@ -176,6 +176,34 @@ def test_the_last_polyline_has_the_segments_that_were_asked_for():
     assert levels(50)[-1] == 50 and levels(3) == [3] and levels(9) == [8, 9]
     path = minimal_path(*problem(pairs=2), segments=11)
     assert path.points.shape == (2, 12, 4)
+
+
+def test_like_polylines_are_one_minimum_and_the_cheapest_stands_for_them():
+    """Against the definition, one pair and one row at a time, on rows in any order."""
+    pairs = torch.tensor([1, 0, 1, 1, 0, 1, 0, 1, 1])
+    value = 1 + 0.5 * SAME_ENERGY * random(9, seed=3).double()
+    points = random(1, 5, 2, seed=4).double() + 0.4 * SAME_PLACE * random(9, 5, 2, seed=5).double()
+    points[[2, 4]] += 5.0  # elsewhere
+    value[7] = 3.0  # in the same place, but dearer
+    expected: list[int] = []
+    for pair in (0, 1):
+        kept: list[int] = []
+        for row in sorted((pairs == pair).nonzero()[:, 0].tolist(), key=lambda row: float(value[row])):
+            length = float((points[row, -1] - points[row, 0]).norm())
+            alike = [
+                abs(float(value[row] - value[k])) <= SAME_ENERGY * float(value[row])
+                and float((points[row] - points[k]).norm(dim=1).max()) <= SAME_PLACE * length
+                for k in kept
+            ]
+            kept += [] if any(alike) else [row]
+        expected += kept
+    found = distinct(value, pairs, points)
+    assert found.tolist() == expected and 4 <= len(expected) < 9
+    assert (
+        first_rows(found, pairs, 1).tolist()
+        == cheapest(value, pairs).tolist()
+        == [found[0].item(), found[(pairs[found] == 1).nonzero()[0, 0]].item()]
+    )
 
 
 @pytest.mark.parametrize("segments", [1, 2, 8])

@@ -20,7 +20,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from periplus import AutoencoderConfig, ImageData, Interrupted, NonFiniteError, Run, RunError, UsageError, load_data, load_run, machine, runs, train
+from periplus import (
+    AutoencoderConfig,
+    ImageData,
+    Interrupted,
+    NonFiniteError,
+    Run,
+    RunError,
+    UsageError,
+    load_data,
+    load_run,
+    machine,
+    runs,
+    seeds,
+    train,
+)
 from periplus.channels import EchoChannel, echo_moments
 from periplus.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from periplus.information import batch_rate, marginal_rate
@@ -219,7 +233,7 @@ def test_the_steps_are_those_of_a_plain_loop(name: str, changes: dict[str, Any],
     batches, optimizer = Batches(few_digits.images, 16, seed=3), torch.optim.Adam([p for half in mine for p in half.parameters()], lr=1e-3)
     channel, chain, sigma = EchoChannel(clip=0.99), None, training.sigma or 0.5**0.5
     for step in range(3):
-        torch.manual_seed(runs.stream(3, "step", step))
+        torch.manual_seed(seeds.stream(3, "step", step))
         x = batches(step)
         mean, log_scale = mine[0](x)
         if echo:
@@ -263,7 +277,7 @@ def test_lines_of_metrics_are_means_over_their_window(few_digits: ImageData, tmp
 
 def test_what_is_watched_is_what_the_run_says_of_held_out_images(few_digits: ImageData, reference: Callable[..., Path]) -> None:
     run = load_run(reference("echo"))
-    held_out = few_digits.split_off(20, runs.stream(3, "held-out"))[1]
+    held_out = few_digits.split_off(20, seeds.stream(3, "held-out"))[1]
     assert run.config.held_out == 20
     assert run.metrics[-1]["rate_held_out"] == pytest.approx(float(run.channel.rate(*run.encode(held_out.images)).mean()), rel=1e-5)
 
@@ -526,7 +540,7 @@ def test_own_networks_are_watched_and_banked_in_evaluation_mode(few_digits: Imag
     encoder = OwnEncoder(dropout=0.5)
     run = train(config("echo"), few_digits, tmp_path / "run", networks=(encoder, own_decoder()))
     bank = {tuple(row.tolist()) for row in run.checkpoint.tensors["marginal.mean"].round(decimals=4)}
-    kept, held_out = few_digits.split_off(20, runs.stream(3, "held-out"))
+    kept, held_out = few_digits.split_off(20, seeds.stream(3, "held-out"))
     assert {tuple(row.tolist()) for row in run.encode(kept.images)[0].round(decimals=4)} == bank
     assert run.metrics[-1]["rate_held_out"] == pytest.approx(float(run.channel.rate(*run.encode(held_out.images)).mean()), rel=1e-5)
     assert encoder.training

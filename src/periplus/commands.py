@@ -260,7 +260,6 @@ class Evaluate(Common):
         from periplus.console import note, table
         from periplus.evaluation import evaluate, write_evaluation
         from periplus.runs import load_run
-        from periplus.study.settings import image_size_of
 
         if not self.folders:
             raise UsageError("periplus evaluate needs at least one RUN folder")
@@ -274,7 +273,7 @@ class Evaluate(Common):
             run = load_run(folder)
             note(f"evaluating {folder} ({run.config.model}, step {run.step})")
             options: dict[str, Any] = {"seed": self.seed, "images": self.images, "likelihood_images": self.likelihood_images, "samples": self.samples}
-            record = evaluate(run, self.data_root, image_size_of(run.data), **options)
+            record = evaluate(run, self.data_root, **options)
             words = ["periplus", "evaluate", str(folder), *(("--data-root", str(self.data_root)) if self.data_root else ())]
             defaults = {f.name: f.default for f in dataclasses.fields(self)}
             words += [word for name, value in options.items() if value != defaults[name] for word in (f"--{name.replace('_', '-')}", str(value))]

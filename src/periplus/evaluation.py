@@ -22,14 +22,15 @@ from torch import Tensor
 
 from periplus import information, metrics, objectives
 from periplus.channels import EchoChannel
-from periplus.config import AutoencoderConfig
+from periplus.config import AutoencoderConfig, DataRecord
 from periplus.data import ImageData, load_data
 from periplus.data.sources import SOURCES
 from periplus.errors import UsageError
 from periplus.files import write_atomically
 from periplus.information import Bound, MarginalRate, RateCertificate
 from periplus.machine import commit
-from periplus.runs import Run, stream
+from periplus.runs import Run
+from periplus.seeds import stream
 from periplus.training.autoencoder import distortion_of, mean_image
 from periplus.training.steps import hold_out, to_float
 
@@ -311,26 +312,33 @@ def log_likelihood(run: Run, sent: Sent, images: int, samples: int, generator: t
 # ---- any run --------------------------------------------------------------------------------------------------------------------------------
 
 
-def evaluate(run: Run, data_root: Path | None = None, image_size: tuple[int, int] | None = None, **options: Any) -> dict[str, Any]:
+def evaluate(run: Run, data_root: Path | None = None, **options: Any) -> dict[str, Any]:
     """Every measure that fits a run, with the data found by the name that the run remembers.
 
     Raises UsageError where the data are not those that it was trained on, DataError where they are not found.
     """
-    data = load_data(run.data.source, run.data.split, root=data_root, image_size=image_size)
+    data = load_data(run.data.source, run.data.split, root=data_root, image_size=image_size_of(run.data))
     if data.content_hash() != run.data.sha256:
         raise UsageError(f"{run.path} was trained on other data than '{run.data.source}' gives now: held-out images cannot be told from it")
     if isinstance(run.config, AutoencoderConfig):
-        train, test = splits_of(run, data, data_root, image_size)
+        train, test = splits_of(run, data, data_root)
         return {"model": run.config.model, **evaluate_autoencoder(run, train, test, **options)}
     return {"model": run.config.model, **evaluate_collapse(run, data)}
 
 
-def splits_of(run: Run, data: ImageData, data_root: Path | None = None, image_size: tuple[int, int] | None = None) -> tuple[ImageData, ImageData]:
+def image_size_of(data: DataRecord) -> tuple[int, int] | None:
+    """The (height, width) to resize the data of a run to when they are loaded again; None where they come in that size."""
+    known = SOURCES.get(data.source)
+    size = (data.height, data.width)
+    return None if known is not None and known.shape[1:] == size else size
+
+
+def splits_of(run: Run, data: ImageData, data_root: Path | None = None) -> tuple[ImageData, ImageData]:
     """The images that a run was trained on, and others: the data's test split, else those that were held out, else the training images again."""
     train, held_out = hold_out(run.config, data)
     known = SOURCES.get(run.data.source)
     if known is not None and run.data.split == "train" and "test" in dict(known.splits):
-        return train, load_data(run.data.source, "test", root=data_root, image_size=image_size)
+        return train, load_data(run.data.source, "test", root=data_root, image_size=image_size_of(run.data))
     return train, held_out if held_out is not None else train
 
 

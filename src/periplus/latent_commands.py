@@ -96,7 +96,7 @@ class Invert(Locating):
         targets = self.targets(run)
         search = Search(self.starts, self.domain, self.radius, self.prior_weight, self.keep, self.seed)
         out = self.out or self.folder / "inversion"
-        kept = out / "chunks" if self.all or len(targets) > KEPT_ABOVE else None
+        kept = out / "parts" if self.all or len(targets) > KEPT_ABOVE else None
         if kept is not None:
             note(f"finished images are kept in {kept}: stop at any time, and the same command goes on")
         with Countdown(f"inverting {count(len(targets), 'image')}") as display:

@@ -5,8 +5,8 @@
     record    = inversion_record(run, targets, inversion, search)      JSON-ready, with the answers as sentences
 
 The search itself is `periplus.inversion`; here it is given what a run knows. Starts are drawn from the law that the decoder was trained on,
-each the best of SCREENING candidates (no two starts of an image share one), as a function of (seed, index of the image in its split): an image
-is searched from the same starts whichever images are beside it. An autoencoder adds its encoder's guess m(x) as one more start. A ball has the
+each the best of a few, as a function of (seed, index of the image in its split): an image is searched from the same starts whichever images are
+beside it. An autoencoder adds its encoder's guess m(x) as one more start. A ball has the
 radius that contains 0.999 of that law.
 
 The sheet asks: do several starts give the same z*? Is argmin a local minimum? The answers are computed, image by image, from the endpoints that are
@@ -17,7 +17,6 @@ uncertified or dropped, settle it with yes for these starts; anything else leave
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections import Counter
@@ -28,28 +27,22 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from periplus.config import AutoencoderConfig, nearest
 from periplus.data import ImageData, formats, load_data
 from periplus.data.sources import SOURCES
-from periplus.errors import DataError, RunError, UsageError
-from periplus.evaluation import splits_of
-from periplus.files import read_json, write_atomically
-from periplus.inversion import Domain, Inversion, Kind, invert
+from periplus.errors import DataError, UsageError
+from periplus.evaluation import image_size_of, splits_of
+from periplus.inversion import Inversion, Kind, invert_dataset
 from periplus.inversion.domains import BALL_QUANTILE
 from periplus.inversion.search import Keep
-from periplus.inversion.solution import join
-from periplus.runs import Run, stream
+from periplus.inversion.starts import POOL, Pool
+from periplus.runs import Run
+from periplus.seeds import stream
 
-#: Candidates that each start is the best of, and how many codes they are drawn from.
-SCREENING, POOL = 32, 8192
-DECODE_BLOCK = 1024
-#: Starts that are searched together, and kept together where a long search is to be resumed; whole images, at least one.
+#: Starts that are searched together, and kept together where a long search is to be resumed: whole images, at least one.
 CHUNK = {"cpu": 128, "cuda": 4096}
-JOB = "job.json"
 
 DomainName = Literal["ball", "free", "prior"]
 #: Images done, images in all.
@@ -88,7 +81,7 @@ def images_of(run: Run, split: str = "test", data_root: str | os.PathLike[str] |
     A split of a named set is taken as it is published. Where the data have no such split, 'train' are the images that the run was trained on and
     'test' those that it held out. Raises UsageError for other splits and for data that have changed since, DataError where they are not found.
     """
-    size = size_of(run)
+    size = image_size_of(run.data)
     known = SOURCES.get(run.data.source)
     if known is not None and split in dict(known.splits):
         return load_data(run.data.source, split, root=data_root, image_size=size)
@@ -97,17 +90,10 @@ def images_of(run: Run, split: str = "test", data_root: str | os.PathLike[str] |
     data = load_data(run.data.source, run.data.split, root=data_root, image_size=size)
     if data.content_hash() != run.data.sha256:
         raise UsageError(f"{run.path} was trained on other data than '{run.data.source}' gives now: give the images as --files")
-    train, held_out = splits_of(run, data, Path(data_root) if data_root else None, size)
+    train, held_out = splits_of(run, data, Path(data_root) if data_root else None)
     if split == "test" and held_out is train:
         raise UsageError(f"{run.path} held out no images: use --split train, or --files")
     return train if split == "train" else held_out
-
-
-def size_of(run: Run) -> tuple[int, int] | None:
-    """The (height, width) to resize a run's data to when they are loaded again; None where they come in that size."""
-    known = SOURCES.get(run.data.source)
-    size = (run.data.height, run.data.width)
-    return None if known is not None and known.shape[1:] == size else size
 
 
 def choose(data: ImageData, n: int | None = 10, classes: Sequence[str] = ()) -> Targets:
@@ -158,7 +144,7 @@ def read_files(run: Run, files: Sequence[str | os.PathLike[str]]) -> Targets:
     for file in map(Path, files):
         if not file.is_file():
             raise DataError(f"{formats.show(file)}: no such file; give image files such as a.png")
-        pixels = torch.tensor(formats.resize(formats._decode(file)[None], (height, width)))
+        pixels = torch.tensor(formats.resize(formats.decode_image(file)[None], (height, width)))
         if channels == 1 and pixels.shape[1] == 3:
             pixels = (pixels * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True).round().to(torch.uint8)
         images.append(pixels.expand(-1, channels, -1, -1))
@@ -181,88 +167,59 @@ class Search:
 
 
 def locate(run: Run, targets: Targets, search: Search | None = None, folder: Path | None = None, on_progress: OnProgress | None = None) -> Inversion:
-    """Codes of images in a run's latent space, from many starts each, chunk by chunk.
+    """Codes of images in a run's latent space, from many starts each, part by part; the result lies on the CPU.
 
     Args:
         run: whatever was trained; its decoder is searched. targets: the images. search: how.
-        folder: where finished chunks are kept; what lies there of the same job is taken from there, so a search that was stopped goes on, and its
-            result is that of a search that was not.
-        on_progress: called with (images done, images) after each chunk.
+        folder: where finished parts are kept (`invert_dataset`); a search that was stopped goes on there, to the result of one that was not.
+        on_progress: called with (images done, images) after each part.
 
     Raises:
-        UsageError: options that cannot be served, or a folder with the chunks of another job. RunError: a chunk that cannot be read.
+        UsageError: options that cannot be served. RunError: a folder with the parts of another job, or a part that cannot be read.
     """
     search = search or Search()
     if not 1 <= search.starts <= POOL:
         raise UsageError(f"--starts is {search.starts}: from 1 to {POOL} can be served")
-    size = max(1, CHUNK.get(torch.device(run.device).type, CHUNK["cpu"]) // search.starts)
-    if folder is not None:
-        claim(folder, job_of(run, targets, search, size))
-    parts, pool = [], None
-    for number, first in enumerate(range(0, len(targets), size)):
-        some = targets.at(range(first, min(first + size, len(targets))))
-        file = None if folder is None else folder / f"chunk-{number:05d}.safetensors"
-        part = None if file is None or not file.exists() else read_chunk(file, len(some))
-        if part is None:
-            pool = pool or Pool(run, search)
-            part = pool.invert(some)
-            if file is not None:
-                write_chunk(file, part)
-        parts.append(part)
-        if on_progress is not None:
-            on_progress(min(first + size, len(targets)), len(targets))
-    return join(parts)
+    pool = pool_of(run, search)
+    begin = starts_of(run, targets, search, pool)
+    return invert_dataset(
+        run.decode,
+        targets.images.to(begin.device),
+        begin.shape[2],
+        folder,
+        begin.shape[1],
+        search.domain,
+        radius=radius_of(run, search, pool),
+        prior_weight=search.prior_weight,
+        initial=begin,
+        keep=search.keep,
+        seed=search.seed,
+        part=max(1, CHUNK.get(begin.device.type, CHUNK["cpu"]) // search.starts),
+        progress=on_progress,
+        job={"weights": digest_of(run.decoder.state_dict()), "starts": search.starts},  # as asked, without the guess
+    )
 
 
-class Pool:
-    """What the starts of a search are drawn from: POOL codes of the law that a run's decoder was trained on, and their images."""
+def pool_of(run: Run, search: Search) -> Pool:
+    """What the starts of a search are chosen from: draws from the law that a run's decoder was trained on."""
+    return Pool(run.sample_codes(POOL, stream(search.seed, "starts")), run.decode, search.seed)
 
-    @torch.no_grad()
-    def __init__(self, run: Run, search: Search) -> None:
-        self.run, self.search = run, search
-        self.codes = run.sample_codes(POOL, stream(search.seed, "starts"))
-        self.images = torch.cat([run.decode(block).flatten(1) for block in self.codes.split(DECODE_BLOCK)])
-        self.squares = self.images.square().sum(1)
 
-    @property
-    def radius(self) -> float | None:
-        """Of the ball, where none was asked for: `invert`'s own for N(0, 1), else what contains as much of the codes of this run."""
-        if self.search.domain != "ball" or self.search.radius is not None or has_prior(self.run):
-            return self.search.radius
-        return float(self.codes.double().norm(dim=1).quantile(BALL_QUANTILE))
+def starts_of(run: Run, targets: Targets, search: Search, pool: Pool) -> Tensor:
+    """Codes (B, S, d): the starts of each image, last of them the encoder's guess where there is an encoder."""
+    rows = targets.images.to(pool.codes.device).flatten(1).float() / 255
+    begin = pool.starts(rows, targets.index, search.starts)
+    if not has_encoder(run):
+        return begin
+    guess, _ = run.encode(targets.images)
+    return torch.cat([begin, guess.to(begin)[:, None]], 1)
 
-    def starts(self, targets: Targets) -> Tensor:
-        """Codes (B, S, d): the starts of each image, last of them the encoder's guess where there is an encoder."""
-        rows = targets.images.to(self.codes.device).flatten(1).float() / 255
-        score = self.squares - 2 * rows @ self.images.T  # squared distance, less what all candidates share
-        begin = torch.stack([self.codes[self.best_of(score[row], index)] for row, index in enumerate(targets.index)])
-        if not has_encoder(self.run):
-            return begin
-        guess, _ = self.run.encode(targets.images)
-        return torch.cat([begin, guess[:, None]], 1)
 
-    def best_of(self, score: Tensor, index: int) -> Tensor:
-        """Which codes (S,) the starts of one image are: a permutation, cut into as many sets of candidates, no two of which share a code."""
-        screening = min(SCREENING, POOL // self.search.starts)
-        order = torch.randperm(POOL, generator=torch.Generator().manual_seed(stream(self.search.seed, "image", index))).to(score.device)
-        candidates = order[: self.search.starts * screening].view(self.search.starts, screening)
-        return candidates.gather(1, score[candidates].argmin(1, keepdim=True))[:, 0]
-
-    def invert(self, targets: Targets) -> Inversion:
-        """The images' codes."""
-        begin, search = self.starts(targets), self.search
-        return invert(
-            self.run.decode,
-            targets.images.to(begin.device),
-            begin.shape[2],
-            starts=begin.shape[1],
-            domain=search.domain,
-            radius=self.radius,
-            prior_weight=search.prior_weight,
-            initial=begin,
-            keep=search.keep,
-            seed=search.seed,
-        )
+def radius_of(run: Run, search: Search, pool: Pool) -> float | None:
+    """Of the ball, where none was asked for: `invert`'s own for N(0, 1), else what contains as much of the codes of this run."""
+    if search.domain != "ball" or search.radius is not None or has_prior(run):
+        return search.radius
+    return float(pool.codes.double().norm(dim=1).quantile(BALL_QUANTILE))
 
 
 def has_encoder(run: Run) -> bool:
@@ -275,16 +232,6 @@ def has_prior(run: Run) -> bool:
     return getattr(run.config, "rate", "prior") == "prior"
 
 
-# ---- searches that can be stopped -----------------------------------------------------------------------------------------------------------
-
-
-def job_of(run: Run, targets: Targets, search: Search, chunk: int) -> dict[str, Any]:
-    """What decides the result of a search, JSON-ready."""
-    images = hashlib.sha256(repr((tuple(targets.images.shape), targets.index)).encode())
-    images.update(targets.images.cpu().numpy().tobytes())
-    return {"decoder": digest_of(run.decoder.state_dict()), "images": images.hexdigest(), **asdict(search), "chunk": chunk, "format": 1}
-
-
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors by name."""
     digest = hashlib.sha256()
@@ -292,39 +239,6 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def claim(folder: Path, job: dict[str, Any]) -> None:
-    """Make a folder of chunks for a job. Raises UsageError that names the first value that differs where it is another job's."""
-    path = folder / JOB
-    if not path.exists():
-        write_atomically(path, json.dumps(job, indent=1) + "\n")
-        return
-    stored = read_json(path, "delete that folder to search anew")
-    for key in (*job, *stored):
-        if stored.get(key) != job.get(key):
-            raise UsageError(f"{folder} is another search's ({key} was {stored.get(key)}, is {job.get(key)}): choose another --out, or delete it")
-
-
-def write_chunk(file: Path, part: Inversion) -> None:
-    """Keep a chunk: all tensors, the domain beside them."""
-    write_atomically(file, save(part.tensors(), {"domain": json.dumps(part.domain.to_dict())}))
-
-
-def read_chunk(file: Path, images: int) -> Inversion:
-    """A chunk that was kept. Raises RunError that names the file where it is not one of so many images."""
-    try:
-        content = file.read_bytes()
-        tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        told = json.loads(header["__metadata__"]["domain"])
-        domain = Domain(told["name"], told.get("radius", math.inf), told["weight"], told["escape_radius"])
-        found = Inversion(**tensors, domain=domain)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} cannot be read ({error}): delete it, and its images are searched again") from None
-    if len(found) != images:
-        raise RunError(f"{file} holds {len(found)} images instead of {images}: delete it, and its images are searched again")
-    return found
 
 
 # ---- what was found -----------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 import os
 import warnings
@@ -35,6 +34,7 @@ from periplus.errors import RunError, UsageError
 from periplus.files import write_atomically
 from periplus.machine import resolve_device
 from periplus.networks import AdversarialNetworks, ImageShape, MLPCritic, MLPGenerator
+from periplus.seeds import stream
 
 BuiltNetworks = AdversarialNetworks | AutoencoderNetworks
 Networks = BuiltNetworks | Sequence[nn.Module] | Mapping[str, nn.Module]
@@ -56,12 +56,6 @@ ENCODE_BLOCK = 1000
 
 
 # ---- randomness as a function -------------------------------------------------------------------------------------------------------------
-
-
-def stream(seed: int, *names: str | int) -> int:
-    """A seed for the random numbers that these names call for: a pure function of its arguments, different for different ones."""
-    key = "/".join(map(str, (seed, *names))).encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
 def codes(seed: int, name: str, count: int, latent_dim: int, device: str | torch.device = "cpu") -> Tensor:

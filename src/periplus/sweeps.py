@@ -258,8 +258,7 @@ def measure_cell(run: Run, data: ImageData, sweep: Sweep) -> Measures:
         told = evaluate_collapse(run, data)
         last = {key: value for key, value in (run.metrics[-1] if run.metrics else {}).items() if key not in ("step", "epoch")}
         return {**last, **{key: told[key] for key in ("collapsed", "smallest_share", "spread")}}
-    size = None if sweep.image_size is None else (sweep.image_size, sweep.image_size)
-    train, test = splits_of(run, data, sweep.data_root, size)
+    train, test = splits_of(run, data, sweep.data_root)
     record = evaluate_autoencoder(run, train, test, images=sweep.images, likelihood_images=0)
     words = (*(("--images", str(sweep.images)) if sweep.images != JUDGED_IMAGES else ()), "--likelihood-images", "0")
     write_evaluation(run, record, " ".join(("periplus evaluate", str(run.path), *words)))

@@ -440,7 +440,7 @@ def read_folder(path: Path, image_size: tuple[int, int] | None = None, limit: in
     held, bound = 0, IMAGE_BYTES_LIMIT if limit is None else limit
     with warnings.catch_warnings(action="ignore"):  # Pillow's remarks on odd metadata; what matters is raised
         for file in files:
-            image = _decode(file)
+            image = decode_image(file)
             if image_size is not None:
                 image = resize(image[None], image_size)[0]
             if pixels and image.shape[1:] != pixels[0].shape[1:]:
@@ -494,7 +494,7 @@ def _contents(path: Path) -> tuple[list[Path], list[Path], list[str]]:
     return images, [Path(entry.path) for entry in entries if entry.is_dir()], others
 
 
-def _decode(path: Path) -> Bytes:
+def decode_image(path: Path) -> Bytes:
     """One image file as uint8 (C, H, W); its header's size is judged before a pixel is decoded."""
     from PIL import Image
 

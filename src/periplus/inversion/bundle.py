@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from periplus.inversion.descent import Evaluate
+from periplus.inversion.rows import dot, times
 
 SUFFICIENT = 0.05
 CURVATURE_FLOOR = 1e-4
@@ -211,9 +212,9 @@ def _weigh(state: Finish, rows: Tensor, metric: Tensor, nearness: float) -> Tens
     own_gap = bundle.gap
     bundle.gap = torch.where(near, 0, own_gap)
     p = solve_weights(bundle, metric)
-    newton = -_times(metric, p)
+    newton = -times(metric, p)
     t = (state.radius[rows] / newton.norm(dim=1).clamp(min=1e-300)).clamp(max=1)
-    state.p[rows], state.whole[rows] = p, -0.5 * _dot(newton, p) + (bundle.weight * bundle.gap).sum(1)
+    state.p[rows], state.whole[rows] = p, -0.5 * dot(newton, p) + (bundle.weight * bundle.gap).sum(1)
     state.promise[rows] = t * state.whole[rows]
     bundle.gap = own_gap
     state.bundle.put(rows, bundle)
@@ -242,8 +243,8 @@ def _try(evaluate: Evaluate, state: Finish, live: Tensor, image: Tensor, curvatu
     trial = state.y[live] + step.to(state.y)
     moved = (trial - state.y[live]).double()  # what was really stepped, after rounding
     ft, gt = evaluate(trial, image)
-    bent = _times(curvature, moved)
-    gap = (f - (ft - _dot(gt.double(), moved) + 0.5 * _dot(bent, moved))).abs()
+    bent = times(curvature, moved)
+    gap = (f - (ft - dot(gt.double(), moved) + 0.5 * dot(bent, moved))).abs()
     rounding = 1.5 * torch.finfo(gt.dtype).eps * f
     better = ft < f - (SUFFICIENT * promise).maximum(rounding)
     go, stay = better.nonzero()[:, 0], (~better).nonzero()[:, 0]
@@ -255,7 +256,7 @@ def _null_steps(state: Finish, rows: Tensor, g: Tensor, gap: Tensor, moved: Tens
     """The trial did not help: its piece joins the bundle, and where that piece would not have foretold it, the steps get shorter."""
     distance, longest = moved.norm(dim=1), NEAR_STEP * nearness
     near, radius = state.radius[rows] <= nearness, state.radius[rows]
-    foretold = _dot(g, moved) - torch.where(near, 0, gap) >= -0.5 * promise
+    foretold = dot(g, moved) - torch.where(near, 0, gap) >= -0.5 * promise
     add_piece(state.bundle, g, gap, distance, rows)
     halved = torch.where(0.5 * radius < longest * 0.5**HALVINGS, longest, 0.5 * radius)
     shrunk = torch.where(near, halved, (0.25 * distance).maximum(torch.full_like(radius, longest)))
@@ -267,7 +268,7 @@ def _null_steps(state: Finish, rows: Tensor, g: Tensor, gap: Tensor, moved: Tens
 def _serious_steps(state: Finish, rows: Tensor, trial: Tensor, f: Tensor, g: Tensor, moved: Tensor, bent: Tensor) -> None:
     """The centre moves: pieces are carried along, and the piece at the new centre joins them."""
     old, length = state.bundle.take(rows), moved.norm(dim=1)
-    piece = state.f[rows][:, None] - old.gap + (old.gradient @ moved[:, :, None])[:, :, 0] + 0.5 * _dot(bent, moved)[:, None]
+    piece = state.f[rows][:, None] - old.gap + (old.gradient @ moved[:, :, None])[:, :, 0] + 0.5 * dot(bent, moved)[:, None]
     old.gap = torch.where(old.used, (f[:, None] - piece).abs(), torch.zeros_like(piece))
     old.gradient = old.gradient + bent[:, None]
     old.distance = old.distance + length[:, None]
@@ -275,11 +276,3 @@ def _serious_steps(state: Finish, rows: Tensor, trial: Tensor, f: Tensor, g: Ten
     state.radius[rows] = torch.maximum(state.radius[rows], 2 * length)
     state.y[rows], state.f[rows], state.g[rows] = trial, f, g
     add_piece(state.bundle, g.double(), torch.zeros_like(f), torch.zeros_like(f), rows)
-
-
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    return torch.bmm(matrix, vector[:, :, None])[:, :, 0]
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(1)

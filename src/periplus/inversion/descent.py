@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from periplus.inversion.rows import dot, times
+
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ARMIJO, WOLFE = 1e-4, 0.5
 #: A row rests when its last PATIENCE evaluations lowered f by less than this part of it.
@@ -82,7 +84,7 @@ class _Search:
         n, like = len(rows.y), rows.y
         self.rows, self.image = rows, image
         self.fresh = torch.full((n,), fresh, device=like.device)
-        self.direction = -_times(rows.inverse, rows.g)
+        self.direction = -times(rows.inverse, rows.g)
         self.t = torch.ones(n, dtype=like.dtype, device=like.device)
         self.low = torch.zeros_like(self.t)
         self.high = torch.full_like(self.t, math.inf)
@@ -103,11 +105,11 @@ class _Search:
     def step(self, evaluate: Evaluate) -> None:
         """One evaluation of every row: accept the trial point, or narrow the bracket of the step length."""
         rows = self.rows
-        slope = _dot(rows.g, self.direction)
+        slope = dot(rows.g, self.direction)
         trial = rows.y + self.t[:, None] * self.direction
         f, g = evaluate(trial, self.image)
         low_enough = f <= rows.f + ARMIJO * (self.t * slope).double()
-        flat_enough = _dot(g, self.direction) >= WOLFE * slope
+        flat_enough = dot(g, self.direction) >= WOLFE * slope
         accepted = low_enough & flat_enough & g.isfinite().all(1)
         self.tries += 1
         self.high = torch.where(low_enough, self.high, self.t)
@@ -124,14 +126,14 @@ class _Search:
         """BFGS update of the inverse Hessians of these rows."""
         s, change = trial[which] - self.rows.y[which], g[which] - self.rows.g[which]
         inverse = self.rows.inverse[which]
-        product = _dot(s, change)
+        product = dot(s, change)
         fresh = self.fresh[which]
         scale = (product / change.square().sum(1).clamp(min=1e-30))[:, None, None] * torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
         inverse = torch.where(fresh[:, None, None], scale, inverse)
-        hc = _times(inverse, change)
+        hc = times(inverse, change)
         rho = 1 / product
         cross = rho[:, None] * hc
-        factor = rho * (1 + rho * _dot(change, hc))
+        factor = rho * (1 + rho * dot(change, hc))
         half = 0.5 * factor[:, None] * s - cross
         updated = inverse + s[:, :, None] * half[:, None] + half[:, :, None] * s[:, None]
         good = (product > 0) & updated.isfinite().all(2).all(1)
@@ -141,8 +143,8 @@ class _Search:
     def _next_trial(self, accepted: Tensor, exhausted: Tensor) -> None:
         rows = self.rows
         which = accepted.nonzero()[:, 0]
-        direction = -_times(rows.inverse[which], rows.g[which])
-        uphill = _dot(direction, rows.g[which]) >= 0  # rounding has spoilt the matrix
+        direction = -times(rows.inverse[which], rows.g[which])
+        uphill = dot(direction, rows.g[which]) >= 0  # rounding has spoilt the matrix
         self.resting[which[uphill]] = True
         self.direction[which] = direction
         self.t = torch.where(accepted, torch.ones_like(self.t), torch.where(self.high.isfinite(), 0.5 * (self.low + self.high), 2 * self.t))
@@ -155,11 +157,3 @@ class _Search:
         self.resting |= due & (self.mark - rows.f <= RELATIVE_PROGRESS * rows.f.abs())
         self.mark = torch.where(due, rows.f, self.mark)
         self.clock = torch.where(due, torch.zeros_like(self.clock), self.clock)
-
-
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    return torch.bmm(matrix, vector[:, :, None])[:, :, 0]
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(1)

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from periplus.errors import UsageError
+from periplus.errors import NonFiniteError, UsageError
 from periplus.inversion import bundle, certificates, descent
 from periplus.inversion.bundle import Finish, Goal
 from periplus.inversion.certificates import Certificates, Kind
@@ -27,7 +27,8 @@ from periplus.inversion.descent import Rows
 from periplus.inversion.domains import DomainName, make_domain
 from periplus.inversion.objective import BYTE_BUDGET, Decode, Objective, check_decoder, takes
 from periplus.inversion.solution import Inversion, join
-from periplus.inversion.starts import Pool, check_initial, seed_of
+from periplus.inversion.starts import SCREENING, Pool, check_initial, prior_codes
+from periplus.seeds import stream
 
 Keep = Literal["all", "best"]
 #: Images done, images in all.
@@ -43,7 +44,7 @@ class Effort:
     exact Hessian, `finish` of bundle-Newton, certificate.
     """
 
-    screening: int = 32
+    screening: int = SCREENING
     first: int = 150
     second: int = 150
     rounds: int = 6
@@ -88,7 +89,7 @@ def invert(
         byte_budget: what one chunk may hold. progress: called with (images done, images).
 
     Raises:
-        UsageError: shapes, options or a decoder that do not fit. NonFiniteError: a decoder with values that are not finite.
+        UsageError: shapes, options or a decoder that do not fit. NonFiniteError: images, or a decoder, with values that are not finite.
     """
     targets = as_targets(images, decode, latent_dim)
     if starts < 1:
@@ -100,20 +101,26 @@ def invert(
     effort = effort or Effort()
     if initial is not None:
         check_initial(initial, len(targets), starts, latent_dim)
-    pool = Pool(objective, seed) if initial is None else None
+    begin = draw_starts(objective, starts, effort, seed, first_index) if initial is None else initial.to(targets)
     at_once = max(1, objective.rows_at_once // starts)
     parts = []
     for first in range(0, len(targets), at_once):
-        some = objective.among(slice(first, first + at_once))
-        begin = pool.starts(some.targets, first_index + first, starts, effort.screening) if pool else initial[first : first + at_once].to(targets)  # type: ignore[index]
-        parts.append(_invert_chunk(some, begin, keep, effort, seed))
+        some = slice(first, first + at_once)
+        parts.append(_invert_chunk(objective.among(some), begin[some], keep, effort, seed))
         if progress:
             progress(min(first + at_once, len(targets)), len(targets))
     return join(parts)
 
 
+def draw_starts(objective: Objective, starts: int, effort: Effort, seed: int, first_index: int = 0) -> Tensor:
+    """Codes (B, S, d) to start from: draws from N(0, 1) put into the domain, screened for each image."""
+    codes = prior_codes(objective.latent_dim, seed).to(objective.targets)
+    pool = Pool(objective.domain.codes(objective.domain.chart(codes)), objective.images, seed, objective.rows_at_once)
+    return pool.starts(objective.targets, range(first_index, first_index + len(objective.targets)), starts, effort.screening)
+
+
 def as_targets(images: Tensor, decode: Decode, latent_dim: int) -> Tensor:
-    """Images (B, C, H, W) in the type of the search; the decoder is checked against them. Raises UsageError."""
+    """Images (B, C, H, W) in the type of the search; the decoder is checked against them. Raises UsageError and NonFiniteError."""
     if images.dim() != 4 or images.numel() == 0:
         raise UsageError(f"images have shape {tuple(images.shape)}: (B, C, H, W) is needed")
     if images.dtype == torch.uint8:
@@ -121,7 +128,7 @@ def as_targets(images: Tensor, decode: Decode, latent_dim: int) -> Tensor:
     elif not images.is_floating_point():
         raise UsageError(f"images are {images.dtype}: floating point or uint8 is needed")
     if not bool(images.isfinite().all()):
-        raise UsageError("images hold values that are not finite")
+        raise NonFiniteError("images hold values that are not finite")
     wide = images.dtype == torch.float64 and takes(decode, latent_dim, images[:0])
     targets = images.detach().to(torch.float64 if wide else torch.float32)
     check_decoder(decode, latent_dim, tuple(targets.shape[1:]), targets[:0])
@@ -193,7 +200,7 @@ def _finish(objective: Objective, y: Tensor, image: Tensor, evaluations: int) ->
 
 
 def _directions(seed: int, like: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(seed_of(seed, "directions"))
+    generator = torch.Generator().manual_seed(stream(seed, "directions"))
     count = certificates.RANDOM + certificates.TANGENT
     return torch.randn(count, like.shape[1], generator=generator, dtype=torch.float64).to(like.device)
 

@@ -1,4 +1,4 @@
-"""Where searches begin: draws from the prior, each the best of a few of its own.
+"""Where searches begin: draws from the decoder's law of codes, each the best of a few of its own.
 
 Start s of image i looks at `screening` codes and keeps the one whose image is nearest. The candidates come from one pool, decoded once; which of them
 a start sees is a pure function of (seed, index of the image, s), so an image's starts do not depend on the images beside it, and starts stay
@@ -7,52 +7,51 @@ independent draws of one law: the frequencies of what they find estimate the siz
 
 from __future__ import annotations
 
-import hashlib
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from periplus.errors import UsageError
-from periplus.inversion.objective import Objective
+from periplus.seeds import stream
 
+#: Candidates that each start is the best of.
+SCREENING = 32
 POOL = 8192
 BLOCK = 1024
 
 
-def seed_of(seed: int, *names: str | int) -> int:
-    """A seed for these names: a pure function, different for different ones (the same rule as `runs.stream`, which lives a floor higher)."""
-    key = "/".join(map(str, (seed, *names))).encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
-
-
 class Pool:
-    """Prior samples (POOL, d) and their flattened images, drawn on the CPU from the seed."""
+    """Codes (n, d) that starts are chosen from, and their flattened images; `decode` turns codes into images, `at_once` of them at a time."""
 
-    def __init__(self, objective: Objective, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed_of(seed, "pool"))
-        like = objective.targets
-        blocks = [torch.randn(BLOCK, objective.latent_dim, generator=generator) for _ in range(POOL // BLOCK)]
-        codes = torch.cat(blocks).to(like)
-        self.codes = objective.domain.codes(objective.domain.chart(codes))
+    def __init__(self, codes: Tensor, decode: Callable[[Tensor], Tensor], seed: int, at_once: int = BLOCK) -> None:
+        self.codes, self.seed = codes, seed
         with torch.no_grad():
-            self.images = torch.cat([objective.images(block) for block in self.codes.split(min(BLOCK, objective.rows_at_once))])
+            self.images = torch.cat([decode(block).flatten(1) for block in codes.split(min(BLOCK, at_once))])
         self.squares = self.images.square().sum(1)
-        self.seed = seed
 
-    def starts(self, targets: Tensor, first: int, count: int, screening: int) -> Tensor:
-        """Codes (B, count, d) to start from, for images with indices first, first + 1, ..."""
-        score = self.squares - 2 * targets @ self.images.T  # squared distance, less what all candidates share
-        chosen = [self._of_image(score[row], first + row, count, screening) for row in range(len(targets))]
+    def starts(self, targets: Tensor, index: Sequence[int], count: int, screening: int = SCREENING) -> Tensor:
+        """Codes (B, count, d) to start from, for flattened images (B, C*H*W) with these indices in their data set."""
+        chosen = []
+        for few, numbers in zip(targets.split(BLOCK), torch.tensor(index).split(BLOCK), strict=True):
+            score = self.squares - 2 * few @ self.images.T  # squared distance, less what all candidates share
+            chosen += [self._of_image(one, number, count, screening) for one, number in zip(score, numbers.tolist(), strict=True)]
         return self.codes[torch.stack(chosen)]
 
     def _of_image(self, score: Tensor, index: int, count: int, screening: int) -> Tensor:
         best = []
         for start in range(count):
-            generator = torch.Generator().manual_seed(seed_of(self.seed, "start", index, start))
-            candidates = torch.randint(POOL, (screening,), generator=generator).to(score.device)
+            generator = torch.Generator().manual_seed(stream(self.seed, "start", index, start))
+            candidates = torch.randint(len(self.codes), (screening,), generator=generator).to(score.device)
             best.append(candidates[score[candidates].argmin()])
         return torch.stack(best)
+
+
+def prior_codes(latent_dim: int, seed: int) -> Tensor:
+    """POOL draws (POOL, d) from N(0, 1), on the CPU, in blocks: the same bits on every device."""
+    generator = torch.Generator().manual_seed(stream(seed, "pool"))
+    return torch.cat([torch.randn(BLOCK, latent_dim, generator=generator) for _ in range(POOL // BLOCK)])
 
 
 def check_initial(initial: Tensor, images: int, starts: int, latent_dim: int) -> None:

@@ -10,6 +10,7 @@ Costs are divided by a scale of their own pair: what a search accepts must not d
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -24,16 +25,16 @@ Cost = Callable[[Tensor], Tensor]
 BLOCK = 4096
 
 
-class PairCost:
+class PairCost(ABC):
     """A cost for each of P pairs. Codes are (R, K, d), `pairs` (R,) says whose cost a row is asked for; values are (R, K), float64, in units of
     `scale` (P,)."""
 
     def __init__(self, scale: Tensor, dtype: torch.dtype) -> None:
         self.scale, self.dtype = scale, dtype
 
+    @abstractmethod
     def raw(self, z: Tensor, pairs: Tensor) -> Tensor:
         """Costs (n,) of codes (n, d) of these pairs (n,), in the user's units."""
-        raise NotImplementedError
 
     def __call__(self, z: Tensor, pairs: Tensor) -> Tensor:
         """Costs (R, K) without gradients."""

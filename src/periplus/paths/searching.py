@@ -78,30 +78,37 @@ def search(
     coarse = minimise(
         starts.points, cost, starts.pairs, power, tolerance if only else max(ROUGH, tolerance), QUADRATURE if only else COARSE_QUADRATURE
     )
-    minima = count_minima(coarse, starts.pairs)
-    kept = cheapest(coarse.energy, starts.pairs, SURVIVORS, coarse.points)
+    different = distinct(coarse.energy, starts.pairs, coarse.points)
+    minima = torch.bincount(starts.pairs[different])
+    kept = first_rows(different, starts.pairs, SURVIVORS)
     pairs, names, solved = starts.pairs[kept], [starts.names[k] for k in kept.tolist()], _rows(coarse, kept)
     for k, level in enumerate(grid[1:], 1):
         enough = max(tolerance, CONVERGED if k == len(grid) - 1 else NEARLY if k == len(grid) - 2 else LOOSE)
-        solved = minimise(resample(solved.points, level), cost, pairs, power, enough, COARSE_QUADRATURE if enough >= LOOSE else QUADRATURE)
+        solved = minimise(resample(solved.points, level), cost, pairs, power, enough, quadrature_for(enough))
         if k == 1:
-            best = cheapest(solved.energy, pairs, 1)
+            best = cheapest(solved.energy, pairs)
             pairs, names, solved = pairs[best], [names[k] for k in best.tolist()], _rows(solved, best)
-    best = cheapest(solved.energy, pairs, 1)
-    return converge(_rows(solved, best), cost, power, tolerance, minima, [names[k] for k in best.tolist()])
+    best = cheapest(solved.energy, pairs)
+    used = quadrature_for(max(tolerance, CONVERGED)) if len(grid) > 1 else QUADRATURE
+    return converge(_rows(solved, best), cost, power, tolerance, used, minima, [names[k] for k in best.tolist()])
 
 
-def converge(solved: Solved, cost: PairCost, power: int, tolerance: float, minima: Tensor, names: list[str]) -> Found:
+def quadrature_for(residual: float) -> int:
+    """Points to a segment that a minimisation to this residual needs."""
+    return COARSE_QUADRATURE if residual >= LOOSE else QUADRATURE
+
+
+def converge(solved: Solved, cost: PairCost, power: int, tolerance: float, quadrature: int, minima: Tensor, names: list[str]) -> Found:
     """Go on with more quadrature where the last polyline has not converged."""
     points, left, iterations = solved.points.clone(), solved.residual.clone(), solved.iterations.clone()
-    used = torch.full((len(points),), QUADRATURE, device=points.device)
+    used = torch.full((len(points),), quadrature, device=points.device)
     for quadrature in MORE_QUADRATURE:
         rows = (~(left <= tolerance)).nonzero()[:, 0]
         if not len(rows):
             break
         again = minimise(points[rows], cost, rows, power, tolerance, quadrature)
         points[rows], left[rows], used[rows] = again.points, again.residual, quadrature
-        iterations[rows.cpu()] += again.iterations
+        iterations[rows] += again.iterations
     return Found(points, left, iterations, minima, names, used)
 
 
@@ -110,7 +117,7 @@ def beginnings(z_a: Tensor, z_b: Tensor, cost: PairCost, owner: Tensor, segments
     lines = Starts(straight(z_a, z_b, segments), owner, ["line"] * len(z_a))
     if not everywhere:
         return lines
-    best = cheapest(_line_cost(lines.points, cost, owner), owner, 1)
+    best = cheapest(_line_cost(lines.points, cost, owner), owner)
     a, b, pairs, reach = z_a[best], z_b[best], owner[best], ellipse[best]
     found = [local_starts(a, b, cost, pairs, segments, reach, seed)]
     if z_a.shape[1] <= GRAPH_DIMENSIONS:
@@ -125,34 +132,44 @@ def _line_cost(points: Tensor, cost: PairCost, pairs: Tensor) -> Tensor:
     return price
 
 
-def cheapest(value: Tensor, pairs: Tensor, count: int, points: Tensor | None = None) -> Tensor:
-    """The rows of the `count` lowest values of each pair, pair by pair; with points (R, N+1, d), of those that are different paths."""
+def ranked(value: Tensor, pairs: Tensor) -> Tensor:
+    """The rows (R,) pair by pair, each pair's from its lowest value up."""
     order = value.nan_to_num(torch.inf).argsort(stable=True)
-    order = order[pairs[order].argsort(stable=True)]
-    kept: list[int] = []
-    mine: list[int] = []
-    owner = pairs.tolist()
-    for row in order.tolist():
-        if not mine or owner[mine[0]] != owner[row]:
-            mine = []
-        if len(mine) < count and not any(points is not None and same(value, points, row, other) for other in mine):
-            mine.append(row)
-            kept.append(row)
-    return torch.tensor(kept, device=value.device)
+    return order[pairs[order].argsort(stable=True)]
 
 
-def same(value: Tensor, points: Tensor, one: int, other: int) -> bool:
-    """Whether two rows are the same local minimum, as far as a coarse polyline can tell."""
-    apart = float((points[one] - points[other]).norm(dim=1).max())
-    length = float((points[one, -1] - points[one, 0]).norm())
-    return abs(float(value[one] - value[other])) <= SAME_ENERGY * float(value[one].abs()) and apart <= SAME_PLACE * length
+def cheapest(value: Tensor, pairs: Tensor) -> Tensor:
+    """The row (P,) of the lowest value of each pair."""
+    return first_rows(ranked(value, pairs), pairs, 1)
 
 
-def count_minima(coarse: Solved, pairs: Tensor) -> Tensor:
-    """Distinct local minima of each pair, (P,), on the coarsest polyline."""
-    distinct = cheapest(coarse.energy, pairs, len(pairs), coarse.points)
-    return torch.bincount(pairs[distinct].cpu(), minlength=int(pairs.max()) + 1)
+def first_rows(rows: Tensor, pairs: Tensor, count: int) -> Tensor:
+    """Of rows that stand pair by pair, the first `count` of each pair."""
+    owner = pairs[rows]
+    starts = torch.bincount(owner).cumsum(0) - torch.bincount(owner)
+    return rows[torch.arange(len(rows), device=rows.device) - starts[owner] < count]
+
+
+def distinct(value: Tensor, pairs: Tensor, points: Tensor) -> Tensor:
+    """The rows of different local minima, pair by pair from the lowest value up, as far as coarse polylines (R, N+1, d) can tell.
+
+    A row is dropped when it is like one that was kept before it: nearly the same energy, and its nodes nearly in the same places.
+    """
+    order = ranked(value, pairs)
+    owner = pairs[order]
+    each = torch.bincount(owner)
+    place = torch.arange(len(order), device=order.device) - (each.cumsum(0) - each)[owner]
+    table = torch.full((len(each), int(each.max())), -1, device=order.device)
+    table[owner, place] = order
+    kept = table >= 0
+    lengths = SAME_PLACE * (points[:, -1] - points[:, 0]).norm(dim=1)
+    for column in range(1, table.shape[1]):
+        one, others = table[:, column], table[:, :column]
+        alike = (value[one][:, None] - value[others]).abs() <= SAME_ENERGY * value[one].abs()[:, None]
+        alike &= (points[one][:, None] - points[others]).norm(dim=3).amax(2) <= lengths[one][:, None]
+        kept[:, column] &= ~(alike & kept[:, :column]).any(1)
+    return table[kept]
 
 
 def _rows(solved: Solved, rows: Tensor) -> Solved:
-    return Solved(solved.points[rows], solved.energy[rows], solved.residual[rows], solved.iterations[rows.cpu()])
+    return Solved(solved.points[rows], solved.energy[rows], solved.residual[rows], solved.iterations[rows])

@@ -93,7 +93,7 @@ def minimise(points: Tensor, cost: PairCost, pairs: Tensor, power: int, toleranc
     points = points.double().clone()
     count, segments = len(points), points.shape[1] - 1
     zeros = torch.zeros(count, dtype=torch.float64, device=points.device)
-    final = Solved(points, zeros, zeros.clone(), torch.zeros(count, dtype=torch.long))
+    final = Solved(points, zeros, zeros.clone(), torch.zeros(count, dtype=torch.long, device=points.device))
     ends = cost(points[:, [0, -1]], pairs)
     if segments < 2:
         return Solved(points, segments * ends.pow(power).mean(1) * points.diff(dim=1).square().sum((1, 2)), final.residual, final.iterations)
@@ -113,7 +113,7 @@ def minimise(points: Tensor, cost: PairCost, pairs: Tensor, power: int, toleranc
         if bool(done.any()):
             gone = rows[done]
             final.points[gone], final.energy[gone], final.residual[gone] = z[done], value[done], left[done]
-            final.iterations[gone.cpu()] = iteration
+            final.iterations[gone] = iteration
             keep = ~done
             if not bool(keep.any()):
                 break

@@ -12,7 +12,8 @@ from periplus import pictures, plots
 from periplus.config import AutoencoderConfig
 from periplus.evaluation import evaluate_autoencoder
 from periplus.report import Block, Chapter, Figure, Finding, Heading, Paragraph, Table
-from periplus.runs import Run, stream
+from periplus.runs import Run
+from periplus.seeds import stream
 from periplus.study import judging
 from periplus.study.settings import Cell
 from periplus.study.telling import number, settings_of

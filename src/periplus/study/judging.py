@@ -15,7 +15,8 @@ from torch import Tensor
 from periplus import metrics, pictures, plots
 from periplus.data import ImageData
 from periplus.evaluation import evaluate_collapse, pixels
-from periplus.runs import Run, stream
+from periplus.runs import Run
+from periplus.seeds import stream
 from periplus.study.settings import Cell
 from periplus.study.workshop import Workshop
 from periplus.training.steps import hold_out

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from periplus.config import DataRecord, config_for
-from periplus.data.sources import SOURCES
+from periplus.config import config_for
 from periplus.errors import UsageError
+from periplus.evaluation import image_size_of
 from periplus.machine import cores
 from periplus.runs import Run, read_environment
 
@@ -172,10 +172,3 @@ def words_of(run: Run) -> tuple[str, ...]:
         words += [option if value else f"--no-{option[2:]}"] if isinstance(value, bool) else [option, str(value)]
     threads = [session.get("threads") for session in read_environment(run.path)][:1]
     return (*words, *(("--threads", str(threads[0])) if threads else ()), "--out", str(run.path))
-
-
-def image_size_of(data: DataRecord) -> tuple[int, int] | None:
-    """The (height, width) to resize the data of a run to when they are loaded again; None where they come in that size."""
-    known = SOURCES.get(data.source)
-    size = (data.height, data.width)
-    return None if known is not None and known.shape[1:] == size else size

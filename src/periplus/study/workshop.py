@@ -13,7 +13,7 @@ from periplus.data import ImageData
 from periplus.evaluation import splits_of
 from periplus.files import read_json, write_atomically
 from periplus.runs import Run, load_run
-from periplus.study.settings import Cell, SweepCell, image_size_of
+from periplus.study.settings import Cell, SweepCell
 
 #: Raised when a measurement changes its meaning: results of older versions are then measured again.
 STAGE_VERSION = 2
@@ -68,7 +68,7 @@ class Workshop:
 
     def splits(self, run: Run) -> tuple[ImageData, ImageData]:
         """The images that a run was trained on, and those that it is tested on."""
-        return splits_of(run, self.data, self.data_root, image_size_of(run.data))
+        return splits_of(run, self.data, self.data_root)
 
     def inputs(self, models: Iterable[str], sweeps: Iterable[str] = ()) -> dict[str, str]:
         """What a measurement of these models and sweeps depends on: the bytes of their newest checkpoints and of the data."""

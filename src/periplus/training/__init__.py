@@ -40,9 +40,9 @@ from periplus.runs import (
     cut_samples,
     describe_data,
     read_environment,
-    stream,
     write_environment,
 )
+from periplus.seeds import stream
 from periplus.training import adversarial, autoencoder
 from periplus.training.journal import OnProgress, Progress, prune
 from periplus.training.steps import steps_in_all

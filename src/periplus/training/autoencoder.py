@@ -33,7 +33,8 @@ from periplus.data import ImageData
 from periplus.errors import Interrupted, RunError, UsageError
 from periplus.networks import ImageShape, has_batch_norm
 from periplus.pictures import image_grid
-from periplus.runs import SAMPLES, channel_of, codes, load_module, marginal_codes, stream
+from periplus.runs import SAMPLES, channel_of, codes, load_module, marginal_codes
+from periplus.seeds import stream
 from periplus.training.interruption import StopRequest
 from periplus.training.journal import Clock, OnProgress, check_finite, save_checkpoint, write_line
 from periplus.training.steps import (

@@ -45,7 +45,8 @@ from periplus.errors import Interrupted, NonFiniteError, UsageError
 from periplus.files import write_atomically
 from periplus.locks import hold
 from periplus.machine import deterministic, keep_freed_memory
-from periplus.runs import Run, append_line, build_networks, channel_of, describe_data, read_environment, stream
+from periplus.runs import Run, append_line, build_networks, channel_of, describe_data, read_environment
+from periplus.seeds import stream
 from periplus.training import Plan, check_vacant, cuda_index, is_finished, plan, prepare, resolve
 from periplus.training.autoencoder import (
     Bank,

@@ -13,7 +13,7 @@ from periplus.checkpoints import Checkpoint
 from periplus.config import Config
 from periplus.data import ImageData
 from periplus.errors import UsageError
-from periplus.runs import stream
+from periplus.seeds import stream
 
 #: Images on which a loop watches itself while it trains.
 WATCHED = 256

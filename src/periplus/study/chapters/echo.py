@@ -14,7 +14,7 @@ from periplus.channels import NEGLIGIBLE, EchoChannel, echo_moments, unroll
 from periplus.information import active_units
 from periplus.plots import densities
 from periplus.report import Block, Command, Equation, Figure, Finding, Heading, Paragraph, Pseudocode, Table
-from periplus.runs import stream
+from periplus.seeds import stream
 from periplus.study import curves
 from periplus.study.curves import told_beta
 from periplus.study.question import Figures, Question, Results

@@ -12,7 +12,7 @@ from periplus.channels import EchoChannel
 from periplus.information import Bound, echo_certificate, infonce, ksg_information, pairwise_log_density
 from periplus.metrics import wilson_interval
 from periplus.report import Block, Command, Equation, Figure, Finding, Heading, Paragraph, Table
-from periplus.runs import stream
+from periplus.seeds import stream
 from periplus.study import curves
 from periplus.study.chapters.echo import example
 from periplus.study.curves import betas, half, told_beta, values

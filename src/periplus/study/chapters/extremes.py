@@ -11,7 +11,8 @@ import torch
 from periplus import metrics, pictures
 from periplus.evaluation import pixels
 from periplus.report import Block, Command, Equation, Figure, Finding, Heading, Paragraph, Table
-from periplus.runs import Run, stream
+from periplus.runs import Run
+from periplus.seeds import stream
 from periplus.study import curves
 from periplus.study.curves import betas, half, mean, told_beta, values
 from periplus.study.judging import nearest_distances

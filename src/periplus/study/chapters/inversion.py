@@ -20,9 +20,10 @@ from periplus.evaluation import pixels
 from periplus.inversion import Effort, Inversion, Kind, invert
 from periplus.inversion.clusters import code_distance_tolerance
 from periplus.inversion.domains import prior_radius
-from periplus.locating import Pool, Search, Targets, choose, inversion_record, locate, say_domain, say_minima, say_same
+from periplus.locating import Search, Targets, choose, inversion_record, locate, pool_of, say_domain, say_minima, say_same
 from periplus.report import Block, Command, Equation, Figure, Finding, Heading, Paragraph, Pseudocode, Table, plain
-from periplus.runs import Run, stream
+from periplus.runs import Run
+from periplus.seeds import stream
 from periplus.study.question import Figures, Question, Results
 from periplus.study.telling import number
 from periplus.study.workshop import Workshop
@@ -97,8 +98,7 @@ def bounding(run: Run, search: Search, train: ImageData, targets: Targets) -> li
     """Squared errors that a search should undercut, per image: of the nearest of the samples that starts are drawn from, and training images."""
     rows = targets.images.flatten(1).float() / 255
     nearest = metrics.nearest_neighbours(rows, pixels(train.images)).distance[:, 0].double().square().tolist()
-    pool = Pool(run, search).images
-    sampled = metrics.nearest_neighbours(rows, pool).distance[:, 0].double().square().tolist()
+    sampled = metrics.nearest_neighbours(rows, pool_of(run, search).images).distance[:, 0].double().square().tolist()
     return [{"training_error": a, "sample_error": b} for a, b in zip(nearest, sampled, strict=True)]
 
 

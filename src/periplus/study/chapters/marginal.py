@@ -12,7 +12,7 @@ from torch import Tensor
 
 from periplus.information import ESTIMATORS, batch_rate, marginal_rate
 from periplus.report import Block, Command, Equation, Figure, Finding, Heading, Paragraph, Pseudocode, Table
-from periplus.runs import stream
+from periplus.seeds import stream
 from periplus.study import curves
 from periplus.study.curves import betas, half, mean, told_beta, values
 from periplus.study.question import Figures, Question, Results

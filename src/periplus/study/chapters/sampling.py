@@ -13,7 +13,7 @@ from torch import Tensor
 
 from periplus.channels import EchoChannel, echo_moments
 from periplus.report import Block, Equation, Figure, Finding, Heading, Paragraph, Pseudocode, Table
-from periplus.runs import stream
+from periplus.seeds import stream
 from periplus.study import curves
 from periplus.study.chapters.echo import example
 from periplus.study.question import Figures, Question, Results
