@@ -41,7 +41,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from periplus import ImageData, load_data, runs, train
+from periplus import ImageData, load_data, networks, train
 from periplus.config import MODELS, Config, config_for
 from periplus.files import write_atomically
 from periplus.machine import versions
@@ -205,9 +205,15 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(name for file in folder.rglob("*") if is_leftover(name := str(file.relative_to(folder))))
 
 
-def configuration(model: str, steps: int) -> Config:
+#: Every model as it comes, and the convolutional architecture of each kind.
+CASES = (*MODELS, "wgan-gp conv", "vae conv")
+
+
+def configuration(case: str, steps: int) -> Config:
+    model, _, architecture = case.partition(" ")
     every = max(2, steps // 20)
-    own = {"hidden": 24, "schedule": "cosine"} if model in ("vae", "echo") else {}
+    own: dict[str, object] = {"hidden": 24, "schedule": "cosine"} if model in ("vae", "echo") else {}
+    own |= {"architecture": architecture} if architecture else {}
     return config_for(
         model,
         **own,
@@ -250,8 +256,8 @@ class Campaign:
     def run(self) -> int:
         """All kills; the exit code."""
         self.warm_up()
-        for k, model in enumerate(MODELS):
-            self.visit(model, (self.kills + len(MODELS) - 1 - k) // len(MODELS))
+        for k, case in enumerate(CASES):
+            self.visit(case, (self.kills + len(CASES) - 1 - k) // len(CASES))
         self.record["complete"] = True
         self.write()
         return 1 if self.record["lost"] or self.record["different"] else 0
@@ -341,8 +347,8 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    runs.MLPGenerator = functools.partial(MLPGenerator, widths=(16, 24))  # type: ignore[misc, assignment]
-    runs.MLPCritic = functools.partial(MLPCritic, widths=(24,))  # type: ignore[misc, assignment]
+    networks.MLPGenerator = functools.partial(MLPGenerator, widths=(16, 24))  # type: ignore[misc, assignment]
+    networks.MLPCritic = functools.partial(MLPCritic, widths=(24,))  # type: ignore[misc, assignment]
     with tempfile.TemporaryDirectory() as scratch:
         out = arguments.out or Path(scratch)
         if out.exists() and any(out.iterdir()):

@@ -49,8 +49,8 @@ Call = Callable[..., Answer]
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
     """`periplus WORDS...` in this process, with small networks."""
-    monkeypatch.setattr(runs, "MLPGenerator", functools.partial(MLPGenerator, widths=(16, 24)))
-    monkeypatch.setattr(runs, "MLPCritic", functools.partial(MLPCritic, widths=(24,)))
+    monkeypatch.setattr("periplus.networks.MLPGenerator", functools.partial(MLPGenerator, widths=(16, 24)))
+    monkeypatch.setattr("periplus.networks.MLPCritic", functools.partial(MLPCritic, widths=(24,)))
     before = signal.getsignal(signal.SIGTERM)
 
     def call(*words: object) -> Answer:
@@ -88,8 +88,8 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
     ("words", "named"),
     [
         ("trian", r"unknown command 'trian' \(did you mean 'train'\?\)"),
-        ("train", "periplus train needs one of gan, wgan-gp, vae, echo first"),
-        ("train gam", r"unknown model 'gam' \(did you mean 'gan'\?\): known are gan, wgan-gp, vae, echo"),
+        ("train", "periplus train needs one of gan, wgan-gp, rpgan, vae, echo first"),
+        ("train gam", r"unknown model 'gam' \(did you mean 'gan'\?\): known are gan, wgan-gp, rpgan, vae, echo"),
         ("train gan", "--data"),
         ("train gan --data digits", "--out"),
         ("train gan --data digits --out OUT --epocs 3", "--epocs"),
@@ -249,7 +249,7 @@ def test_help_of_all(call: Call) -> None:
     for command in cli.commands():
         assert f"  {command} " in answer.out
     assert "2 usage, 3 data, 4 run or checkpoint, 5 non-finite, 130" in answer.out
-    for group, words in (("train", ("gan", "wgan-gp", "vae", "echo")), ("data", ("list", "fetch", "verify"))):
+    for group, words in (("train", ("gan", "wgan-gp", "rpgan", "vae", "echo")), ("data", ("list", "fetch", "verify"))):
         answer = call(group, "--help")
         assert answer.code == 0 and all(word in answer.out for word in words)
     assert re.fullmatch(r"periplus \d+\.\d+\.\d+\n", call("--version").out)
@@ -277,7 +277,13 @@ def test_dry_run_writes_nothing(call: Call, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-HIDDEN = {"gan": "--penalty-weight --beta", "wgan-gp": "--generator-loss", "vae": "--clip --ema --critic-steps", "echo": "--rate --estimator --ema"}
+HIDDEN = {
+    "gan": "--penalty-weight --beta",
+    "wgan-gp": "--generator-loss",
+    "rpgan": "--generator-loss",
+    "vae": "--clip --ema --critic-steps",
+    "echo": "--rate --estimator --ema",
+}
 
 
 @pytest.mark.parametrize("model", HIDDEN)

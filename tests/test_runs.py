@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from periplus import AdversarialConfig, ImageData, Run, RunError, UsageError, load_data, load_run, runs, train
+from periplus import AdversarialConfig, ImageData, Run, RunError, UsageError, load_data, load_run, train
 from periplus.checkpoints import load_checkpoint
 from periplus.config import ADVERSARIAL_DEFAULTS, DataRecord, read_config, write_config
 from periplus.networks import MLPCritic, MLPGenerator
@@ -39,8 +39,8 @@ def digits() -> ImageData:
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "MLPGenerator", functools.partial(MLPGenerator, widths=(16, 24)))
-    monkeypatch.setattr(runs, "MLPCritic", functools.partial(MLPCritic, widths=(24,)))
+    monkeypatch.setattr("periplus.networks.MLPGenerator", functools.partial(MLPGenerator, widths=(16, 24)))
+    monkeypatch.setattr("periplus.networks.MLPCritic", functools.partial(MLPCritic, widths=(24,)))
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def rewrite(run: Run, old: str, new: str) -> None:
         ("batch_size = 16", "batch_size = 1", "batch_size.* is 1: it must be at least 2"),
         ("ema = 0.999", "ema = nan", "ema is nan: a finite number is needed"),
         ("ema = 0.999", "ema = 1.0", r"ema is 1.0: it must be in \[0, 1\)"),
-        ('model = "gan"', 'model = "gam"', "model is 'gam': one of gan, wgan-gp is needed"),
+        ('model = "gan"', 'model = "gam"', "model is 'gam': one of gan, wgan-gp, rpgan is needed"),
         ('kind = "adversarial"', 'kind = "adverbial"', "kind is 'adverbial'; known kinds: adversarial"),
         ("images = 200\n", "", r"\[data\] lacks images"),
         ("images = 200", "images = 200.5", "images is 200.5: an integer is needed"),
@@ -209,7 +209,7 @@ def test_the_environment_that_cannot_be_read(run: Run, digits: ImageData) -> Non
     max_steps=st.none() | st.integers(1, 10**9),
     beta1=st.none() | st.floats(0, 1, exclude_max=True),
     batch_norm=st.none() | st.booleans(),
-    model=st.sampled_from(["gan", "wgan-gp"]),
+    model=st.sampled_from(["gan", "wgan-gp", "rpgan"]),
 )
 @settings(max_examples=60, deadline=None)
 def test_configurations_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, source: str, batch_norm: bool | None, **values: Any) -> None:

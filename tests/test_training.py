@@ -21,15 +21,29 @@ import torch
 from torch import Tensor, nn
 
 import periplus.training
-from periplus import AdversarialConfig, ImageData, Interrupted, NonFiniteError, Run, RunError, UsageError, load_data, load_run, machine, runs, train
+from periplus import (
+    AdversarialConfig,
+    ImageData,
+    Interrupted,
+    NonFiniteError,
+    Run,
+    RunError,
+    UsageError,
+    load_data,
+    load_run,
+    machine,
+    runs,
+    seeds,
+    train,
+)
 from periplus.checkpoints import list_checkpoints, load_checkpoint
 from periplus.networks import AdversarialNetworks, MLPCritic, MLPGenerator, recalibrate_batch_norm
 from periplus.training import adversarial, journal
-from periplus.training.adversarial import critic_step, generator_step, new_state, update_average
+from periplus.training.adversarial import critic_step, generator_step, make_fakes, new_state, update_average
 from periplus.training.steps import WATCHED, Batches, hold_out, some_images
 
 torch.set_num_threads(1)
-MODELS = ("gan", "wgan-gp")
+MODELS = ("gan", "wgan-gp", "rpgan")
 STEPS = 12
 VERSIONS = machine.versions()
 
@@ -42,8 +56,8 @@ def digits() -> ImageData:
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "MLPGenerator", functools.partial(MLPGenerator, widths=(16, 24)))
-    monkeypatch.setattr(runs, "MLPCritic", functools.partial(MLPCritic, widths=(24,)))
+    monkeypatch.setattr("periplus.networks.MLPGenerator", functools.partial(MLPGenerator, widths=(16, 24)))
+    monkeypatch.setattr("periplus.networks.MLPCritic", functools.partial(MLPCritic, widths=(24,)))
     monkeypatch.setattr(machine, "versions", lambda: VERSIONS)  # 70 ms each time
     monkeypatch.setattr(machine, "commit", lambda: None)
 
@@ -423,9 +437,9 @@ def test_held_out_images_are_never_trained_on_and_no_batch_is_used_twice(
 ) -> None:
     data, seen = numbered(300), []
 
-    def spy(state: Any, settings: Any, real: Tensor, healthy: Tensor) -> Any:
+    def spy(state: Any, settings: Any, real: Tensor, fake: Tensor, healthy: Tensor) -> Any:
         seen.append(numbers(real))
-        return critic_step(state, settings, real, healthy)
+        return critic_step(state, settings, real, fake, healthy)
 
     monkeypatch.setattr(adversarial, "critic_step", spy)
     training = config(model, held_out=44, epochs=2, max_steps=None, critic_steps=critic_steps)
@@ -457,19 +471,6 @@ def test_colour_and_oblong_images_train(shape: tuple[int, int, int], tmp_path: P
 # ---- one step -------------------------------------------------------------------------------------------------------------------------------------
 
 
-class Spy(nn.Module):
-    """A critic that keeps what it is shown."""
-
-    def __init__(self, critic: nn.Module) -> None:
-        super().__init__()
-        self.critic, self.shown = critic, []
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.shown.append(images)
-        score: Tensor = self.critic(images)
-        return score
-
-
 def parameters(module: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in module.parameters()]
 
@@ -479,53 +480,78 @@ def same(some: list[Tensor], others: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_each_step_moves_one_network_only(model: str, digits: ImageData) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["first order", "twice"])
+def test_each_step_moves_one_network_only(model: str, known: bool, digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     """The critic's step sends no gradient into the generator (PyTorch-GAN's WGAN-GP does), nor the generator's into the critic."""
+    if not known:
+        monkeypatch.setattr(adversarial, "piecewise_linear", lambda critic: None)
     training = config(model).resolve(len(digits))
-    critic = Spy(MLPCritic((1, 8, 8), widths=(24,)))
-    state = new_state(training, AdversarialNetworks(MLPGenerator(4, (1, 8, 8), widths=(16, 24)), critic), "cpu")
+    generator, critic = MLPGenerator(4, (1, 8, 8), widths=(16, 24)), MLPCritic((1, 8, 8), widths=(24,))
+    state = new_state(training, AdversarialNetworks(generator, critic), "cpu")
     real, healthy = digits.images[:16] / 255, torch.tensor(True)
+    fake = make_fakes(state, training, real)
+    reached: list[Tensor] = []
+    assert fake.requires_grad
+    fake.register_hook(reached.append)
 
     before = parameters(state.generator), parameters(critic)
-    critic_step(state, training, real, healthy)
-    assert all(p.grad is None for p in state.generator.parameters())
+    critic_step(state, training, real, fake, healthy)
+    assert not reached and all(p.grad is None for p in state.generator.parameters())
     assert same(parameters(state.generator), before[0]) and not same(parameters(critic), before[1])
-    assert critic.shown and not any(images.requires_grad and not images.is_leaf for images in critic.shown)  # no fake came with a graph
 
-    critic.shown.clear()
     before = parameters(state.generator), parameters(critic)
     gradients = [p.grad.clone() for p in critic.parameters() if p.grad is not None]
-    generator_step(state, training, real, healthy)
+    generator_step(state, training, real, fake, healthy)
+    assert len(reached) == 1 and bool(reached[0].any())
     assert same(parameters(critic), before[1]) and not same(parameters(state.generator), before[0])
     assert same([p.grad for p in critic.parameters() if p.grad is not None], gradients)
-    assert all(images.requires_grad for images in critic.shown)
     assert same(parameters(state.ema), parameters(copy.deepcopy(state.ema)))
 
 
-def test_the_steps_are_those_of_a_plain_loop(digits: ImageData, tmp_path: Path) -> None:
-    """Three steps of WGAN-GP, written out with .backward() and torch.optim.Adam, from the same weights and random numbers."""
-    training = config("wgan-gp", max_steps=3, critic_steps=2, checkpoint_every=1, held_out=0, ema=0.5)
+def plain_losses(model: str, critic: nn.Module, real: Tensor, fake: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The critic's loss as textbooks have it, with double backward, and the generator's as a function of its fakes."""
+    softplus = nn.functional.softplus
+
+    def slope(images: Tensor) -> Tensor:
+        images = images.clone().requires_grad_()
+        (found,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
+        return found.flatten(1).norm(dim=1)
+
+    if model == "gan":
+        loss = softplus(-critic(real)).mean() + softplus(critic(fake)).mean()
+        return loss, lambda images: softplus(-critic(images)).mean()
+    if model == "wgan-gp":
+        e = torch.rand(16, 1, 1, 1)
+        penalty = (slope(e * real + (1 - e) * fake) - 1).square().mean()
+        return critic(fake).mean() - critic(real).mean() + 10 * penalty, lambda images: -critic(images).mean()
+    zero_centred = slope(real).square().mean() + slope(fake).square().mean()
+    loss = softplus(critic(fake) - critic(real)).mean() + 0.3 / 2 * zero_centred
+    return loss, lambda images: softplus(critic(real) - critic(images)).mean()
+
+
+@pytest.mark.parametrize(("model", "betas"), [("gan", (0.5, 0.999)), ("wgan-gp", (0.5, 0.9)), ("rpgan", (0.0, 0.99))])
+def test_the_steps_are_those_of_a_plain_loop(model: str, betas: tuple[float, float], digits: ImageData, tmp_path: Path) -> None:
+    """Three steps, written out with .backward() and torch.optim.Adam, from the same weights and random numbers."""
+    weight = {"gan": None, "wgan-gp": 10.0, "rpgan": 0.3}[model]
+    training = config(model, max_steps=3, critic_steps=2, checkpoint_every=1, held_out=0, ema=0.5, penalty_weight=weight)
     generator, critic = MLPGenerator(4, (1, 8, 8), widths=(16,)), MLPCritic((1, 8, 8), widths=(16,))
     mine = copy.deepcopy(generator), copy.deepcopy(critic)
     initial = [{name: tensor.clone() for name, tensor in module.state_dict().items()} for module in mine]
     run = train(training, digits, tmp_path / "run", networks=(generator, critic))
 
     batches = Batches(digits.images, 16, seed=3)
-    optimizers = [torch.optim.Adam(module.parameters(), lr=2e-4, betas=(0.5, 0.9)) for module in mine]
+    optimizers = [torch.optim.Adam(module.parameters(), lr=2e-4, betas=betas) for module in mine]
     for step in range(3):
-        torch.manual_seed(runs.stream(3, "step", step))
+        torch.manual_seed(seeds.stream(3, "step", step))
         for k in range(2):
             real = batches(2 * step + k)
-            fake = mine[0](torch.randn(16, 4)).detach()
-            e = torch.rand(16, 1, 1, 1)
-            mixed = (e * real + (1 - e) * fake).requires_grad_()
-            (slope,) = torch.autograd.grad(mine[1](mixed).sum(), mixed, create_graph=True)
-            penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+            fake = mine[0](torch.randn(16, 4))
+            loss, generator_loss = plain_losses(model, mine[1], real, fake.detach())
             optimizers[1].zero_grad()
-            (mine[1](fake).mean() - mine[1](real).mean() + 10 * penalty).backward()
+            loss.backward()
             optimizers[1].step()
         optimizers[0].zero_grad()
-        (-mine[1](mine[0](torch.randn(16, 4))).mean()).backward()
+        generator_loss(fake).backward()
         optimizers[0].step()
     for prefix, module, start in zip(("generator.", "critic."), mine, initial, strict=True):
         moved, expected = (

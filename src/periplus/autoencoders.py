@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from periplus.errors import UsageError
-from periplus.networks import SLOPE, ImageShape, check_image_shape, hidden_layers, initialise
+from periplus.networks import SLOPE, ImageShape, check_conv_shape, check_image_shape, hidden_layers, initialise, initialise_convolutions
 
 Codes = tuple[Tensor, Tensor]
 CONV_CHANNELS = (32, 64)
@@ -258,22 +258,6 @@ class PaperDecoder(nn.Module):
         return pixels.sigmoid() if self.sigmoid else pixels
 
 
-def initialise_convolutions(module: nn.Module) -> None:
-    """Kaiming weights (gain of the leaky slope), unit gain for the head, zero biases.
-
-    A transposed convolution of stride s reaches each output pixel with a share 1/s^2 of its kernel, so its fan-in is that much smaller.
-    """
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            fan_in = layer.weight[0].numel()
-            if isinstance(layer, nn.ConvTranspose2d):
-                fan_in = layer.weight.shape[0] * math.prod(layer.kernel_size) // math.prod(layer.stride)
-            gain = 1.0 if name == "head" else nn.init.calculate_gain("leaky_relu", SLOPE)
-            nn.init.normal_(layer.weight, std=gain / math.sqrt(fan_in))
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-
 def glorot(module: nn.Module) -> None:
     """Glorot's uniform weights, zero biases."""
     for layer in module.modules():
@@ -281,18 +265,6 @@ def glorot(module: nn.Module) -> None:
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-def check_conv_shape(image_shape: ImageShape) -> tuple[int, int]:
-    """The sides of the smallest feature map, a quarter of the image's. Raises UsageError for sizes that cannot be halved twice."""
-    check_image_shape(image_shape)
-    _, height, width = image_shape
-    if height % 4 or width % 4:
-        nearest = 4 * max(1, round(max(height, width) / 4))
-        raise UsageError(
-            f"images of {height}x{width} cannot be halved twice, as convolutional autoencoders do: use --image-size {nearest} or --architecture mlp"
-        )
-    return height // 4, width // 4
 
 
 # ---- by name --------------------------------------------------------------------------------------------------------------------------------

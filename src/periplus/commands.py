@@ -26,6 +26,7 @@ from periplus.errors import UsageError
 NOT_FOR: dict[str, tuple[str, ...]] = {
     "gan": ("penalty_weight",),
     "wgan-gp": ("generator_loss",),
+    "rpgan": ("generator_loss",),
     "vae": ("clip",),
     "echo": ("rate", "estimator"),
 }
@@ -65,7 +66,7 @@ class Train(Common):
     preset: Annotated[
         Literal["default", "sheet", "paper"],
         arg(
-            help="sheet (gan, wgan-gp): the course sheet's setting, learning rate 1e-4, 100 epochs, 1:1. paper (vae, echo): architecture and "
+            help="sheet (gan, wgan-gp, rpgan): the course sheet's setting, learning rate 1e-4, 100 epochs, 1:1. paper (vae, echo): architecture and "
             "protocol of the echo paper, 200 epochs."
         ),
     ] = "default"

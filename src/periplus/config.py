@@ -22,13 +22,14 @@ from periplus.errors import RunError, UsageError
 from periplus.files import write_atomically
 
 T = typing.TypeVar("T")
-AdversarialModel = Literal["gan", "wgan-gp"]
+AdversarialModel = Literal["gan", "wgan-gp", "rpgan"]
 AutoencoderModel = Literal["vae", "echo"]
 
 #: What a None in AdversarialConfig stands for, by model. Measured choices: LOG.md says what else was tried and how it failed.
 ADVERSARIAL_DEFAULTS: dict[str, dict[str, Any]] = {
-    "gan": {"beta1": 0.5, "beta2": 0.999, "generator_batch_norm": True, "critic_dropout": 0.3},
-    "wgan-gp": {"beta1": 0.5, "beta2": 0.9, "generator_batch_norm": True, "critic_dropout": 0.0},
+    "gan": {"beta1": 0.5, "beta2": 0.999, "generator_batch_norm": True, "critic_dropout": 0.3, "penalty_weight": 0.0},
+    "wgan-gp": {"beta1": 0.5, "beta2": 0.9, "generator_batch_norm": True, "critic_dropout": 0.0, "penalty_weight": 10.0},
+    "rpgan": {"beta1": 0.0, "beta2": 0.99, "generator_batch_norm": True, "critic_dropout": 0.0, "penalty_weight": 1.0},
 }
 
 
@@ -37,15 +38,15 @@ class AdversarialConfig:
     """Everything that decides an adversarial training run. Plain values; None is the model's own default (see `resolve`)."""
 
     model: AdversarialModel = "wgan-gp"
-    """gan (Goodfellow et al. 2014) or wgan-gp (Gulrajani et al. 2017)."""
+    """gan (Goodfellow et al. 2014), wgan-gp (Gulrajani et al. 2017) or rpgan: relativistic pairing with R1 + R2 (Huang et al. 2024)."""
     epochs: int = 20
     """Passes over the training images."""
     batch_size: int = 128
     """Images per step."""
     latent_dim: int = 32
     """Dimension of the code z ~ N(0, 1)."""
-    architecture: Literal["mlp", "custom"] = "mlp"
-    """mlp: 128-256-512-1024 generator. custom: the modules given as networks=."""
+    architecture: Literal["mlp", "conv", "custom"] = "mlp"
+    """mlp: 128-256-512-1024 generator. conv: fully connected, then two transposed convolutions. custom: the modules given as networks=."""
     learning_rate: float = 2e-4
     """Adam's step size, for both networks."""
     beta1: float | None = None
@@ -56,8 +57,8 @@ class AdversarialConfig:
     """Critic steps per generator step."""
     generator_loss: Literal["non-saturating", "saturating"] = "non-saturating"
     """gan only: which of the two generator losses."""
-    penalty_weight: float = 10.0
-    """wgan-gp only: lambda, the weight of the gradient penalty."""
+    penalty_weight: float | None = None
+    """wgan-gp: lambda, the weight of the gradient penalty. rpgan: gamma, twice the weight of R1 and of R2. gan: none."""
     generator_batch_norm: bool | None = None
     """Batch normalisation in the generator's hidden layers."""
     critic_dropout: float | None = None
@@ -89,7 +90,7 @@ class AdversarialConfig:
             _check(self, name, getattr(self, name) >= 1, "at least 1")
         _check(self, "batch_size", self.batch_size >= 2, "at least 2")
         _check(self, "learning_rate", self.learning_rate > 0, "positive")
-        _check(self, "penalty_weight", self.penalty_weight >= 0, "zero or more")
+        _check(self, "penalty_weight", self.penalty_weight is None or self.penalty_weight >= 0, "zero or more")
         for name in ("beta1", "beta2", "critic_dropout", "ema"):
             value = getattr(self, name)
             _check(self, name, value is None or 0 <= value < 1, "in [0, 1)")

@@ -1,9 +1,13 @@
-"""Networks: the sheet's fully connected generator and its critic, for any image size and one or three channels.
+"""Networks: the sheet's two generators, fully connected and convolutional, and their critics, for any image size and one or three channels.
 
-    generator   z (B, d)        -> 128 -> 256 -> 512 -> 1024 -> C*H*W, sigmoid -> image (B, C, H, W) in [0, 1]
-    critic      x (B, C, H, W)  -> 512 -> 256 -> score (B,)
+    mlp   generator   z (B, d)        -> 128 -> 256 -> 512 -> 1024 -> C*H*W, sigmoid -> image (B, C, H, W) in [0, 1]
+          critic      x (B, C, H, W)  -> 512 -> 256 -> score (B,)
+    conv  generator   z (B, d)        -> 64 x H/4 x W/4 -> 64 x H/2 x W/2 -> 32 x H x W -> C x H x W, sigmoid
+          critic      x (B, C, H, W)  -> 32 x H/2 x W/2 -> 64 x H/4 x W/4 -> 256 -> score (B,)
 
-Every hidden layer is Linear -> [BatchNorm] -> LeakyReLU(0.2) -> [Dropout]. Two details decide whether such a pair trains at all:
+Every hidden layer is an affine map (Linear, or a 4 x 4 convolution of stride 2, transposed in the generator) -> [BatchNorm] -> LeakyReLU(0.2) ->
+[Dropout]; the last map of the conv generator is a 3 x 3 convolution. Critics are never batch-normalised. They are chains of `stages`, from which
+`periplus.piecewise` takes the gradient of a score with respect to the image. Two details decide whether such a pair trains at all:
 
 * *Initialisation.* torch.nn.Linear draws weights of standard deviation 1/sqrt(3 fan_in): each layer then shrinks its signal by about 0.4, five
   layers leave a hundredth, and a generator starts as the constant image it never leaves (measured: LOG.md). Kaiming's gain for the leaky slope
@@ -27,6 +31,9 @@ from periplus.errors import UsageError
 SLOPE = 0.2
 GENERATOR_WIDTHS = (128, 256, 512, 1024)
 CRITIC_WIDTHS = (512, 256)
+#: Channels of the conv generator at a quarter, a half and the whole of the sides; of the conv critic at a half and a quarter, and its last layer.
+GENERATOR_CHANNELS = (64, 64, 32)
+CRITIC_CHANNELS, CRITIC_HIDDEN = (32, 64), 256
 #: The last layer of the mlp has width * C*H*W weights: beyond this many pixels it alone would take more than half a gigabyte.
 MLP_MAX_PIXELS = 128 * 128 * 3
 
@@ -56,8 +63,32 @@ class MLPGenerator(nn.Module):
         return pixels.sigmoid().view(-1, *self.image_shape)
 
 
-class MLPCritic(nn.Module):
-    """Fully connected critic or discriminator: images (B, C, H, W) in [0, 1] -> scores (B,), logits for a GAN. Never batch-normalised."""
+class Centre(nn.Module):
+    """Images in [0, 1] to [-1, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x - 1
+
+
+class Critic(nn.Module):
+    """Images (B, C, H, W) in [0, 1] -> scores (B,), logits for a GAN: a body of layers, then one affine head."""
+
+    body: nn.Sequential
+    head: nn.Linear
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The layers in their order, from images to scores (B, 1)."""
+        return [Centre(), *self.body, self.head]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return x.squeeze(1)
+
+
+class MLPCritic(Critic):
+    """Fully connected critic or discriminator."""
 
     def __init__(self, image_shape: ImageShape, widths: Sequence[int] = CRITIC_WIDTHS, dropout: float = 0.0) -> None:
         super().__init__()
@@ -66,9 +97,84 @@ class MLPCritic(nn.Module):
         self.head = nn.Linear(widths[-1], 1)
         initialise(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        score: Tensor = self.head(self.body(2 * x.flatten(1) - 1))
-        return score.squeeze(1)
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The layers in their order, from images to scores (B, 1)."""
+        return [Centre(), nn.Flatten(), *self.body, self.head]
+
+
+# ---- convolutional --------------------------------------------------------------------------------------------------------------------------
+
+
+class ConvGenerator(nn.Module):
+    """Fully connected, then two transposed 4 x 4 convolutions that double the sides: codes (B, d) -> images (B, C, H, W) in [0, 1]."""
+
+    def __init__(self, latent_dim: int, image_shape: ImageShape, channels: Sequence[int] = GENERATOR_CHANNELS, batch_norm: bool = False) -> None:
+        super().__init__()
+        sides = check_conv_shape(image_shape)
+        first, second, third = channels
+        self.body = nn.Sequential(
+            *normalised(nn.Linear(latent_dim, first * math.prod(sides), bias=not batch_norm), batch_norm),
+            nn.Unflatten(1, (first, *sides)),
+            *normalised(nn.ConvTranspose2d(first, second, 4, 2, 1, bias=not batch_norm), batch_norm),
+            *normalised(nn.ConvTranspose2d(second, third, 4, 2, 1, bias=not batch_norm), batch_norm),
+        )
+        self.head = nn.Conv2d(third, image_shape[0], 3, padding=1)
+        initialise_convolutions(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        pixels: Tensor = self.head(self.body(z))
+        return pixels.sigmoid()
+
+
+class ConvCritic(Critic):
+    """Two 4 x 4 convolutions that halve the sides, then fully connected."""
+
+    def __init__(self, image_shape: ImageShape, channels: Sequence[int] = CRITIC_CHANNELS, hidden: int = CRITIC_HIDDEN, dropout: float = 0.0) -> None:
+        super().__init__()
+        sides = check_conv_shape(image_shape)
+        first, second = channels
+        self.body = nn.Sequential(
+            *dropped(nn.Conv2d(image_shape[0], first, 4, 2, 1), dropout),
+            *dropped(nn.Conv2d(first, second, 4, 2, 1), dropout),
+            nn.Flatten(),
+            *dropped(nn.Linear(second * math.prod(sides), hidden), dropout),
+        )
+        self.head = nn.Linear(hidden, 1)
+        initialise_convolutions(self)
+
+
+def normalised(layer: nn.Linear | nn.ConvTranspose2d, batch_norm: bool) -> list[nn.Module]:
+    """A layer -> [BatchNorm] -> LeakyReLU."""
+    if not batch_norm:
+        return [layer, nn.LeakyReLU(SLOPE)]
+    norm = nn.BatchNorm1d(layer.out_features) if isinstance(layer, nn.Linear) else nn.BatchNorm2d(layer.out_channels)
+    return [layer, norm, nn.LeakyReLU(SLOPE)]
+
+
+def dropped(layer: nn.Module, dropout: float) -> list[nn.Module]:
+    """A layer -> LeakyReLU -> [Dropout]."""
+    return [layer, nn.LeakyReLU(SLOPE), *([nn.Dropout(dropout)] if dropout else [])]
+
+
+# ---- by name --------------------------------------------------------------------------------------------------------------------------------
+
+
+def build_adversarial(
+    architecture: str, image_shape: ImageShape, latent_dim: int, *, batch_norm: bool = False, dropout: float = 0.0
+) -> AdversarialNetworks:
+    """Generator and critic of an architecture by name, with weights drawn from torch's default generator.
+
+    batch_norm: in the generator. dropout: in the critic's hidden layers. Raises UsageError for an unknown name or an image that it cannot serve.
+    """
+    if architecture == "mlp":
+        return AdversarialNetworks(MLPGenerator(latent_dim, image_shape, batch_norm=batch_norm), MLPCritic(image_shape, dropout=dropout))
+    if architecture == "conv":
+        return AdversarialNetworks(ConvGenerator(latent_dim, image_shape, batch_norm=batch_norm), ConvCritic(image_shape, dropout=dropout))
+    raise UsageError(f"architecture '{architecture}' is unknown: use mlp or conv, or pass networks=(generator, critic)")
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------------------------------
 
 
 def hidden_layers(widths: Sequence[int], batch_norm: bool = False, dropout: float = 0.0) -> list[nn.Module]:
@@ -94,6 +200,22 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
+def initialise_convolutions(module: nn.Module) -> None:
+    """Kaiming weights (gain of the leaky slope), unit gain for the head, zero biases.
+
+    A transposed convolution of stride s reaches each output pixel with a share 1/s^2 of its kernel, so its fan-in is that much smaller.
+    """
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            fan_in = layer.weight[0].numel()
+            if isinstance(layer, nn.ConvTranspose2d):
+                fan_in = layer.weight.shape[0] * math.prod(layer.kernel_size) // math.prod(layer.stride)
+            gain = 1.0 if name == "head" else nn.init.calculate_gain("leaky_relu", SLOPE)
+            nn.init.normal_(layer.weight, std=gain / math.sqrt(fan_in))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 def check_image_shape(image_shape: Sequence[int]) -> None:
     """Raise UsageError for a (C, H, W) that the mlp cannot serve."""
     if len(image_shape) != 3 or min(image_shape) < 1:
@@ -106,6 +228,18 @@ def check_image_shape(image_shape: Sequence[int]) -> None:
             f"{channels}x{height}x{width} images are too large for architecture 'mlp' (at most {MLP_MAX_PIXELS} values): "
             "use --image-size for smaller ones or pass networks="
         )
+
+
+def check_conv_shape(image_shape: ImageShape) -> tuple[int, int]:
+    """The sides of the smallest feature map, a quarter of the image's. Raises UsageError for sizes that cannot be halved twice."""
+    check_image_shape(image_shape)
+    _, height, width = image_shape
+    if height % 4 or width % 4:
+        nearest = 4 * max(1, round(max(height, width) / 4))
+        raise UsageError(
+            f"images of {height}x{width} cannot be halved twice, as convolutional networks do: use --image-size {nearest} or --architecture mlp"
+        )
+    return height // 4, width // 4
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -17,6 +17,9 @@ Notation: critic (or discriminator) D: image -> score, generator G: code -> imag
     WGAN-GP   L_D = E D(G(z)) - E D(x) + lambda E (|grad D(x_hat)| - 1)^2           (Gulrajani et al. 2017, eq. 3)
               L_G = - E D(G(z))
               x_hat = e x + (1 - e) G(z),  e ~ U[0, 1] once per example
+    RpGAN     L_D = E softplus(D(G(z)) - D(x)) + gamma/2 (R1 + R2)                 (Jolicoeur-Martineau 2019; Huang et al. 2024, eq. 3)
+              L_G = E softplus(D(x) - D(G(z)))           each fake against one real image
+              R1 = E |grad D(x)|^2,  R2 = E |grad D(G(z))|^2                       (Mescheder et al. 2018, eq. 9, 10)
 
 The two generator losses of the GAN are different losses, not two spellings of one: they have the same fixed point, but where the discriminator
 rejects a fake with confidence the saturating one has slope -sigmoid(score) -> 0 and the non-saturating one has slope -(1 - sigmoid(score)) -> -1.
@@ -92,6 +95,16 @@ def wgan_generator_loss(fake_score: Tensor) -> Tensor:
     return -fake_score.mean()
 
 
+def relativistic_critic_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:
+    """E softplus(D(G(z)) - D(x)), each fake paired with the real image beside it; a scalar in nats. Equals ln 2 for an undecided critic."""
+    return softplus(fake_score - real_score).mean()
+
+
+def relativistic_generator_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:
+    """E softplus(D(x) - D(G(z))): the critic's loss with the roles exchanged; a scalar in nats."""
+    return softplus(real_score - fake_score).mean()
+
+
 def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """x_hat = e x + (1 - e) G(z) with one e ~ U[0, 1] per example, broadcast over channels and pixels."""
     device = real.device if generator is None else generator.device
@@ -130,14 +143,35 @@ def gradient_penalty(
     with torch.inference_mode(False), torch.enable_grad():
         x_hat = interpolate(real.detach(), fake.detach(), generator).requires_grad_()
         gradient = score_gradient(critic, x_hat, create_graph=True)
-    penalty = (gradient_norm(gradient) - target).square()
+    penalty = norm_penalty(gradient, target)
     return penalty if torch.is_grad_enabled() else penalty.detach()
+
+
+def zero_centred_penalty(critic: Critic, images: Tensor) -> Tensor:
+    """Per-example |grad D(x)|_2^2 (B,), unweighted: R1 on real images, R2 on fakes (Mescheder et al. 2018, eq. 9 and 10).
+
+    Differentiable with respect to the critic's parameters; carries no gradient into `images`. Raises UsageError as `gradient_penalty` does.
+    """
+    _check_pair(images, images)
+    with torch.inference_mode(False), torch.enable_grad():
+        penalty = squared_norm(score_gradient(critic, images.detach().requires_grad_(), create_graph=True))
+    return penalty if torch.is_grad_enabled() else penalty.detach()
+
+
+def squared_norm(gradient: Tensor) -> Tensor:
+    """Squared Euclidean norm of each example's gradient (B, ...) -> (B,); float32 or better."""
+    wide = gradient if gradient.dtype == torch.float64 else gradient.float()
+    return wide.flatten(1).square().sum(1)
+
+
+def norm_penalty(gradient: Tensor, target: float = 1.0) -> Tensor:
+    """(|gradient|_2 - target)^2 of each example's gradient (B, ...) -> (B,)."""
+    return (gradient_norm(gradient) - target).square()
 
 
 def gradient_norm(gradient: Tensor) -> Tensor:
     """Euclidean norm of each example's gradient (B, ...) -> (B,), with a derivative that is finite at zero; float32 or better."""
-    wide = gradient if gradient.dtype == torch.float64 else gradient.float()
-    return (wide.flatten(1).square().sum(1) + NORM_EPSILON).sqrt()
+    return (squared_norm(gradient) + NORM_EPSILON).sqrt()
 
 
 def score_gradient(critic: Critic, images: Tensor, create_graph: bool = False) -> Tensor:

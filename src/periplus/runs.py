@@ -33,7 +33,7 @@ from periplus.data import ImageData
 from periplus.errors import RunError, UsageError
 from periplus.files import write_atomically
 from periplus.machine import resolve_device
-from periplus.networks import AdversarialNetworks, ImageShape, MLPCritic, MLPGenerator
+from periplus.networks import AdversarialNetworks, ImageShape, build_adversarial
 from periplus.seeds import stream
 
 BuiltNetworks = AdversarialNetworks | AutoencoderNetworks
@@ -98,9 +98,12 @@ def build_networks(config: Config, image_shape: ImageShape, networks: Networks |
             clip=config.clip,
             sigmoid=config.likelihood == "gaussian",
         )
-    return AdversarialNetworks(
-        MLPGenerator(config.latent_dim, image_shape, batch_norm=bool(config.generator_batch_norm)),
-        MLPCritic(image_shape, dropout=config.critic_dropout or 0.0),
+    return build_adversarial(
+        config.architecture,
+        image_shape,
+        config.latent_dim,
+        batch_norm=bool(config.generator_batch_norm),
+        dropout=config.critic_dropout or 0.0,
     )
 
 

@@ -22,7 +22,7 @@ from periplus.study.workshop import Workshop
 from periplus.training.steps import hold_out
 
 NEIGHBOUR_SAMPLES = 1000
-TITLES = {"gan": "GAN", "wgan-gp": "WGAN-GP"}
+TITLES = {"gan": "GAN", "wgan-gp": "WGAN-GP", "rpgan": "RpGAN"}
 GRID_IMAGES = 60
 GRID_COLUMNS = 12
 STRIP_IMAGES = 12

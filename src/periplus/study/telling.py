@@ -26,7 +26,7 @@ TOLD = {
     "beta1": "Adam, first decay",
     "beta2": "Adam, second decay",
     "critic_steps": "critic steps per generator step",
-    "penalty_weight": "penalty weight λ",
+    "penalty_weight": "penalty weight",
     "generator_loss": "generator loss",
     "critic_dropout": "dropout in the critic",
     "ema": "decay of the averaged generator",
@@ -34,7 +34,7 @@ TOLD = {
     "precision": "precision",
     "device": "device",
 }
-ONLY_FOR = {"penalty_weight": "wgan-gp", "generator_loss": "gan", "critic_dropout": "gan"}
+ONLY_FOR = {"penalty_weight": ("wgan-gp", "rpgan"), "generator_loss": ("gan",), "critic_dropout": ("gan",)}
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -53,7 +53,7 @@ def joined(values: Sequence[float | None], digits: int = 3) -> str:
 
 def settings_of(config: dict[str, Any]) -> Settings:
     """The settings of a model, as a block."""
-    kept = [k for k in TOLD if k in config and ONLY_FOR.get(k, config["model"]) == config["model"]]
+    kept = [k for k in TOLD if k in config and config["model"] in ONLY_FOR.get(k, (config["model"],))]
     return Settings(tuple((TOLD[k], f"{config[k]:g}" if isinstance(config[k], float) else str(config[k])) for k in kept))
 
 

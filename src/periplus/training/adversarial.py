@@ -1,6 +1,8 @@
-"""The adversarial loop: GAN and WGAN-GP.
+"""The adversarial loop: GAN, WGAN-GP and the relativistic GAN with R1 + R2.
 
-One generator step is: `critic_steps` steps of the critic on fresh batches, one step of the generator, one update of its running average (EMA).
+One generator step is: `critic_steps` steps of the critic, each on a fresh batch and on fresh fakes, one step of the generator with the last of these
+fakes, one update of its running average (EMA). The generator makes a batch once, with its graph; the critic sees it without.
+
 Three habits make a run repeatable to the bit, and cheap to interrupt:
 
 * Everything random in step n, batch indices, codes, penalty weights, dropout, is drawn after seeding from (seed, n). There is no random state to
@@ -13,8 +15,10 @@ Three habits make a run repeatable to the bit, and cheap to interrupt:
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +30,7 @@ from periplus.data import ImageData
 from periplus.errors import Interrupted, RunError, UsageError
 from periplus.networks import AdversarialNetworks, ImageShape, has_batch_norm, recalibrate_batch_norm
 from periplus.pictures import image_grid
+from periplus.piecewise import PiecewiseLinear, piecewise_linear
 from periplus.runs import SAMPLES, codes, load_module
 from periplus.training.interruption import StopRequest
 from periplus.training.journal import Clock, OnProgress, check_finite, save_checkpoint, write_line
@@ -100,32 +105,38 @@ def new_state(config: AdversarialConfig, networks: AdversarialNetworks, device: 
 # ---- one step -------------------------------------------------------------------------------------------------------------------------------
 
 
-def critic_step(state: State, config: AdversarialConfig, real: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
-    """One optimiser step of the critic on real images (B, C, H, W). Returns (measures (5,), healthy): see `apply_gradients`."""
-    generator, critic = state.generator, state.critic
+def critic_step(state: State, config: AdversarialConfig, real: Tensor, fake: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
+    """One optimiser step of the critic on real images and fakes (B, C, H, W). Returns (measures (5,), healthy): see `apply_gradients`.
+
+    The fakes may carry the generator's graph: nothing here goes into it.
+    """
     with autocast(config):
-        with torch.no_grad():
-            fake = generator(draw_codes(config, real)).to(real.dtype)
-        real_score, fake_score = score_together(critic, real, fake)
-        if config.model == "wgan-gp":
-            penalty = objectives.gradient_penalty(critic, real, fake).mean()
-            loss = objectives.wgan_critic_loss(real_score, fake_score) + config.penalty_weight * penalty
-        else:
-            penalty = torch.zeros((), device=real.device)
-            loss = objectives.gan_discriminator_loss(real_score, fake_score)
-    norm, healthy = apply_gradients(state.critic_optimizer, critic, loss, healthy)
+        real_score, fake_score, penalty = judge(state.critic, real, fake.detach(), PENALTIES[config.model])
+        loss = CRITIC_LOSSES[config.model](real_score, fake_score) + penalty_factor(config) * penalty
+    norm, healthy = apply_gradients(state.critic_optimizer, state.critic, loss, healthy)
     return torch.stack([loss, penalty, real_score.mean(), fake_score.mean(), norm]).detach(), healthy
 
 
-def score_together(critic: nn.Module, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores of real and fake images, (B,) each in float32, in one pass: the matrix products of a small batch are too thin to be fast.
+def generator_step(state: State, config: AdversarialConfig, real: Tensor, fake: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
+    """One optimiser step of the generator that has made these fakes (B, C, H, W). Returns (measures (2,), healthy)."""
+    with autocast(config):
+        if config.model == "rpgan":
+            with torch.no_grad():
+                real_score = scores(state.critic, real)
+            loss = objectives.relativistic_generator_loss(real_score, scores(state.critic, fake))
+        elif config.model == "wgan-gp":
+            loss = objectives.wgan_generator_loss(scores(state.critic, fake))
+        else:
+            loss = objectives.gan_generator_loss(scores(state.critic, fake), config.generator_loss)
+    norm, healthy = apply_gradients(state.generator_optimizer, state.generator, loss, healthy)
+    return torch.stack([loss, norm]).detach(), healthy
 
-    Critics that mix examples get two passes, as everybody trains them: a batch of real images, then a batch of fakes.
-    """
-    if has_batch_norm(critic):
-        return scores(critic, real), scores(critic, fake)
-    real_score, fake_score = scores(critic, torch.cat([real, fake])).chunk(2)
-    return real_score, fake_score
+
+def make_fakes(state: State, config: AdversarialConfig, like: Tensor) -> Tensor:
+    """Fakes (B, C, H, W) of fresh codes for a batch like this one, with the generator's graph."""
+    with autocast(config):
+        fake: Tensor = state.generator(draw_codes(config, like))
+    return fake.to(like.dtype)
 
 
 def scores(critic: nn.Module, images: Tensor) -> Tensor:
@@ -133,19 +144,61 @@ def scores(critic: nn.Module, images: Tensor) -> Tensor:
     return objectives.check_scores(critic(images), len(images)).float()
 
 
-def generator_step(state: State, config: AdversarialConfig, real: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
-    """One optimiser step of the generator, with as many fresh codes as there are `real` images. Returns (measures (2,), healthy)."""
-    with autocast(config):
-        fake = state.generator(draw_codes(config, real)).to(real.dtype)
-        score = scores(state.critic, fake)
-        loss = objectives.wgan_generator_loss(score) if config.model == "wgan-gp" else objectives.gan_generator_loss(score, config.generator_loss)
-    norm, healthy = apply_gradients(state.generator_optimizer, state.generator, loss, healthy)
-    return torch.stack([loss, norm]).detach(), healthy
-
-
 def draw_codes(config: AdversarialConfig, like: Tensor) -> Tensor:
     """Codes z ~ N(0, 1) (B, d) for a batch like this one."""
     return torch.randn(len(like), config.latent_dim, device=like.device)
+
+
+# ---- scores and penalties -------------------------------------------------------------------------------------------------------------------
+
+Penalty = Literal["none", "interpolated", "zero-centred"]
+"""interpolated: (|grad D| - 1)^2 between real and fake images. zero-centred: |grad D|^2 on real images and on fakes, R1 + R2."""
+PENALTIES: dict[str, Penalty] = {"gan": "none", "wgan-gp": "interpolated", "rpgan": "zero-centred"}
+CRITIC_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gan": objectives.gan_discriminator_loss,
+    "wgan-gp": objectives.wgan_critic_loss,
+    "rpgan": objectives.relativistic_critic_loss,
+}
+
+
+def penalty_factor(config: AdversarialConfig) -> float:
+    """What the penalty of `judge` is multiplied by: lambda, or gamma / 2."""
+    return (config.penalty_weight or 0.0) * (0.5 if config.model == "rpgan" else 1.0)
+
+
+def judge(critic: nn.Module, real: Tensor, fake: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of real images and of fakes, (B,) each in float32, and the unweighted penalty, a scalar; all in one pass where the critic allows it.
+
+    One pass, because the matrix products of a small batch are too thin to be fast. A piecewise linear critic has a first-order penalty
+    (`periplus.piecewise`); others are differentiated twice. Critics that mix examples get two passes, as everybody trains them: a batch of real
+    images, then a batch of fakes.
+    """
+    chain = piecewise_linear(critic) if penalty != "none" else None
+    if chain is not None:
+        return judge_first_order(chain, real, fake, penalty)
+    if has_batch_norm(critic):
+        real_score, fake_score = scores(critic, real), scores(critic, fake)
+    else:
+        real_score, fake_score = scores(critic, torch.cat([real, fake])).chunk(2)
+    if penalty == "interpolated":
+        return real_score, fake_score, objectives.gradient_penalty(critic, real, fake).mean()
+    if penalty == "zero-centred":
+        return real_score, fake_score, 2 * objectives.zero_centred_penalty(critic, torch.cat([real, fake])).mean()
+    return real_score, fake_score, torch.zeros((), device=real.device)
+
+
+def judge_first_order(chain: PiecewiseLinear, real: Tensor, fake: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
+    """`judge` for a chain of affine maps and rectifiers: no graph of a graph, and the first map is applied to each image once."""
+    h = chain.first(torch.cat([real, fake]))
+    score, slopes = chain.scores(h)
+    real_score, fake_score = objectives.check_scores(score, 2 * len(real)).float().chunk(2)
+    if penalty == "interpolated":
+        of_real, of_fake = h.detach().chunk(2)
+        between = objectives.interpolate(of_real, of_fake)
+        gradient = chain.gradient(chain.slopes(between), real.shape[1:])
+        return real_score, fake_score, objectives.norm_penalty(gradient).mean()
+    gradient = chain.gradient(slopes, real.shape[1:])
+    return real_score, fake_score, 2 * objectives.squared_norm(gradient).mean()
 
 
 @torch.no_grad()
@@ -191,8 +244,10 @@ def train_adversarial(
             seed_step(config, step)
             for k in range(config.critic_steps):
                 real = batches(step * config.critic_steps + k)
-                critic_measures, healthy = critic_step(state, config, real, healthy)
-            generator_measures, healthy = generator_step(state, config, real, healthy)
+                with torch.set_grad_enabled(k == config.critic_steps - 1):  # the generator learns from the last ones alone
+                    fake = make_fakes(state, config, real)
+                critic_measures, healthy = critic_step(state, config, real, fake, healthy)
+            generator_measures, healthy = generator_step(state, config, real, fake, healthy)
             if on_host(config) or due(step + 1, config.log_every, steps):
                 check_finite(healthy, step, folder)
             update_average(state.ema, state.generator, config.ema, step)
@@ -282,7 +337,7 @@ def check_networks(networks: AdversarialNetworks, config: AdversarialConfig, ima
         if not bool(((images >= 0) & (images <= 1)).all()):
             raise UsageError("the generator returned values outside [0, 1]: end it with a sigmoid")
         objectives.check_scores(attempt("the critic", networks.critic, images, "images"), 2)
-    if config.model == "wgan-gp" and has_batch_norm(networks.critic):
+    if PENALTIES[config.model] != "none" and has_batch_norm(networks.critic):
         raise UsageError(objectives.MIXING.format(why=" (batch normalisation)"))
     for name, module in networks._asdict().items():
         if not any(p.requires_grad for p in module.parameters()):
