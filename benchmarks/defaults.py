@@ -2,6 +2,10 @@
 
     python benchmarks/defaults.py --data mnist --models gan wgan-gp --seeds 0 1 2 --out runs/defaults
     python benchmarks/defaults.py --data mnist --models gan wgan-gp --seeds 0 --preset sheet --out runs/sheet
+    python benchmarks/defaults.py --data mnist --models rpgan --seeds 0 1 2 --out runs/rpgan --name rpgan_mnist
+    python benchmarks/defaults.py --data mnist --models wgan-gp-conv gan-conv --seeds 0 --epochs 10 --out runs/conv --name conv_mnist
+
+A model's name may end with -conv for the convolutional architecture.
 
 Runs are made by as many processes as there are cores, one thread each; a run that is there already is gone on with, or only judged. Results are
 written after every run to benchmarks/results/NAME.json, grids to benchmarks/results/NAME/. Seconds are of this machine while it did two runs at
@@ -33,16 +37,17 @@ def one(job: tuple[str, int, argparse.Namespace]) -> dict:
     torch.set_num_threads(1)
     data = periplus.load_data(arguments.data)
     make = periplus.AdversarialConfig.sheet if arguments.preset == "sheet" else periplus.AdversarialConfig
+    name, model = model, model.removesuffix("-conv")
     changes = {"epochs": arguments.epochs} if arguments.epochs else {}
-    config = make(model, seed=seed, **changes)
-    out = Path(arguments.out) / f"{model}-{seed}"
+    config = make(model, seed=seed, architecture="mlp" if name == model else "conv", **changes)
+    out = Path(arguments.out) / f"{name}-{seed}"
     run = periplus.train(config, data, out, resume=True)
     record = evaluate_collapse(run, data)
     grid = sorted((out / "samples").glob("*.png"), key=lambda p: p.stat().st_mtime)[-1]
     (RESULTS / arguments.name).mkdir(parents=True, exist_ok=True)
-    shutil.copy(grid, RESULTS / arguments.name / f"{model}-{seed}.png")
+    shutil.copy(grid, RESULTS / arguments.name / f"{name}-{seed}.png")
     return {
-        "model": model,
+        "model": name,
         "seed": seed,
         "epochs": run.config.epochs,
         "training_seconds": run.timing[-1]["seconds"],

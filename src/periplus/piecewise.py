@@ -9,7 +9,7 @@ are constant around x, so nothing is differentiated through them: the penalty is
 gradient, equal to what differentiating twice gives wherever that is defined (Gulrajani et al. 2017 differentiate twice), and biases have none.
 
 Two things come free with it. The first affine map needs no second pass for an image between a real and a fake one: A_1(e x + (1 - e) y) =
-e A_1 x + (1 - e) A_1 y. And R1 and R2 take their slopes from the pass that scored the images.
+e A_1 x + (1 - e) A_1 y. And R1 and R2 read the slopes off the pass that scored the images.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch.nn.functional import conv_transpose2d
 
 from periplus.networks import Centre, Critic
 
-Slopes = list[Tensor]
-AFFINE = (nn.Linear, nn.Conv2d)
+Inputs = list[Tensor]
+"""What the rectifiers received, first to last: where the slopes are read off. Without gradient."""
 
 
 @dataclass(frozen=True)
@@ -40,36 +40,36 @@ class PiecewiseLinear:
             images = stage(images)
         return images
 
-    def scores(self, h: Tensor) -> tuple[Tensor, Slopes]:
-        """Scores (B,), and the rectifiers' slopes on the way, from what the first rectifier receives. The slopes carry no gradient."""
-        slopes = []
+    def scores(self, h: Tensor) -> tuple[Tensor, Inputs]:
+        """Scores (B,), and what every rectifier received on the way, from what the first one receives."""
+        received = []
         for stage in self.stages[self.lead :]:
             if isinstance(stage, nn.LeakyReLU):
-                slopes.append(slope_of(stage, h))
+                received.append(h.detach())
             h = stage(h)
-        return h.squeeze(1), slopes
+        return h.squeeze(1), received
 
     @torch.no_grad()
-    def slopes(self, h: Tensor) -> Slopes:
-        """The rectifiers' slopes alone. What follows the last of them is not computed."""
-        slopes: Slopes = []
+    def received(self, h: Tensor) -> Inputs:
+        """What every rectifier receives, alone: what follows the last of them is not computed."""
+        received: Inputs = []
         rectifiers = sum(isinstance(stage, nn.LeakyReLU) for stage in self.stages)
         for stage in self.stages[self.lead :]:
             if isinstance(stage, nn.LeakyReLU):
-                slopes.append(slope_of(stage, h))
-                if len(slopes) == rectifiers:
+                received.append(h)
+                if len(received) == rectifiers:
                     break
             h = stage(h)
-        return slopes
+        return received
 
-    def gradient(self, slopes: Sequence[Tensor], image_shape: Sequence[int]) -> Tensor:
-        """grad_x D (B, C, H, W) where the rectifiers have these slopes; differentiable with respect to the weights."""
-        batch, shapes = len(slopes[0]), self._shapes(slopes, image_shape)
-        left = list(slopes)
-        g = slopes[0].new_ones((batch, 1))
+    def gradient(self, received: Sequence[Tensor], image_shape: Sequence[int]) -> Tensor:
+        """grad_x D (B, C, H, W) where the rectifiers receive this; differentiable with respect to the weights."""
+        batch, shapes = len(received[0]), self._shapes(received, image_shape)
+        left = list(received)
+        g = received[0].new_ones((batch, 1))
         for stage, shape in zip(reversed(self.stages), reversed(shapes), strict=True):
             if isinstance(stage, nn.LeakyReLU):
-                g = g * left.pop()
+                g = times_slope(g, left.pop(), stage.negative_slope)
             elif isinstance(stage, nn.Linear):
                 g = g @ stage.weight
             elif isinstance(stage, nn.Conv2d):
@@ -80,9 +80,9 @@ class PiecewiseLinear:
                 g = 2 * g
         return g
 
-    def _shapes(self, slopes: Sequence[Tensor], image_shape: Sequence[int]) -> list[tuple[int, ...]]:
+    def _shapes(self, received: Sequence[Tensor], image_shape: Sequence[int]) -> list[tuple[int, ...]]:
         """The shape (...) of one example before each stage."""
-        shape, found, left = tuple(image_shape), [], list(slopes)
+        shape, found, left = tuple(image_shape), [], list(received)
         for stage in self.stages:
             found.append(shape)
             if isinstance(stage, nn.LeakyReLU):
@@ -109,10 +109,10 @@ def pull_back(g: Tensor, layer: nn.Conv2d, shape: tuple[int, ...]) -> Tensor:
     return conv_transpose2d(g, layer.weight, None, layer.stride, padding, rest, layer.groups, layer.dilation)
 
 
-def slope_of(stage: nn.LeakyReLU, h: Tensor) -> Tensor:
-    """The derivative of a leaky rectifier at h, in h's type, without gradient; at 0 the leaky slope, as autograd has it."""
-    with torch.no_grad():
-        return torch.where(h > 0, h.new_ones(()), h.new_full((), stage.negative_slope))
+def times_slope(g: Tensor, h: Tensor, negative_slope: float) -> Tensor:
+    """g times the derivative of a leaky rectifier at h, in one pass over memory; differentiable in g. At 0 the leaky slope, as autograd has it."""
+    product: Tensor = torch.ops.aten.leaky_relu_backward(g, h, negative_slope, False)
+    return product
 
 
 def piecewise_linear(critic: nn.Module) -> PiecewiseLinear | None:

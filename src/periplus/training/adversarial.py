@@ -28,7 +28,7 @@ from periplus.checkpoints import Checkpoint
 from periplus.config import AdversarialConfig
 from periplus.data import ImageData
 from periplus.errors import Interrupted, RunError, UsageError
-from periplus.networks import AdversarialNetworks, ImageShape, has_batch_norm, recalibrate_batch_norm
+from periplus.networks import AdversarialNetworks, ImageShape, has_batch_norm, place, recalibrate_batch_norm
 from periplus.pictures import image_grid
 from periplus.piecewise import PiecewiseLinear, piecewise_linear
 from periplus.runs import SAMPLES, codes, load_module
@@ -96,7 +96,7 @@ class State:
 
 def new_state(config: AdversarialConfig, networks: AdversarialNetworks, device: str) -> State:
     """Networks on the device, their average and their optimisers, at step 0."""
-    generator, critic = (network.to(device).train() for network in networks)
+    generator, critic = (place(network, device).train() for network in networks)
     ema = copy.deepcopy(generator).requires_grad_(False)
     sums = torch.zeros(len(MEASURES), dtype=torch.float64, device=device)
     return State(generator, critic, ema, new_optimizer(generator, config), new_optimizer(critic, config), sums)
@@ -190,14 +190,14 @@ def judge(critic: nn.Module, real: Tensor, fake: Tensor, penalty: Penalty) -> tu
 def judge_first_order(chain: PiecewiseLinear, real: Tensor, fake: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
     """`judge` for a chain of affine maps and rectifiers: no graph of a graph, and the first map is applied to each image once."""
     h = chain.first(torch.cat([real, fake]))
-    score, slopes = chain.scores(h)
+    score, received = chain.scores(h)
     real_score, fake_score = objectives.check_scores(score, 2 * len(real)).float().chunk(2)
     if penalty == "interpolated":
         of_real, of_fake = h.detach().chunk(2)
         between = objectives.interpolate(of_real, of_fake)
-        gradient = chain.gradient(chain.slopes(between), real.shape[1:])
+        gradient = chain.gradient(chain.received(between), real.shape[1:])
         return real_score, fake_score, objectives.norm_penalty(gradient).mean()
-    gradient = chain.gradient(slopes, real.shape[1:])
+    gradient = chain.gradient(received, real.shape[1:])
     return real_score, fake_score, 2 * objectives.squared_norm(gradient).mean()
 
 
