@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from periplus.errors import UsageError
-from periplus.networks import MLPCritic, MLPGenerator, has_batch_norm, parameter_count, recalibrate_batch_norm
+from periplus.networks import (
+    ConvCritic,
+    ConvGenerator,
+    MLPCritic,
+    MLPGenerator,
+    build_adversarial,
+    has_batch_norm,
+    parameter_count,
+    place,
+    recalibrate_batch_norm,
+)
 
 SHAPES = [(c, h, w) for c in (1, 3) for h, w in ((8, 8), (28, 28), (32, 32), (7, 13))]
 
@@ -38,6 +48,64 @@ def test_a_generator_makes_images_and_a_critic_scores_them(shape: tuple[int, int
     assert images.min() >= 0 and images.max() <= 1
     assert critic(images).shape == (5,)
     assert g.eval()(codes(1)).shape == (1, *shape) and critic(images[:1]).shape == (1,)
+
+
+# ---- convolutional --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(c, h, w) for c in (1, 3) for h, w in ((8, 8), (28, 28), (12, 20))])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_conv_pair_makes_images_and_scores_them(shape: tuple[int, int, int], batch_norm: bool):
+    torch.manual_seed(0)
+    g, critic = build_adversarial("conv", shape, 16, batch_norm=batch_norm, dropout=0.25)
+    images = g(codes(5, 16))
+    assert images.shape == (5, *shape) and images.min() >= 0 and images.max() <= 1
+    assert critic(images).shape == (5,) and not has_batch_norm(critic)
+    assert sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in g.modules()) == 3 * batch_norm
+    assert [m.p for m in critic.modules() if isinstance(m, nn.Dropout)] == [0.25] * 3
+
+
+def test_the_sides_double_twice_as_the_sheet_has_it():
+    """Fully connected, then two transposed convolutions -> batch norm -> leaky rectifier, 7 -> 14 -> 28."""
+    g, sides = ConvGenerator(32, (1, 28, 28), batch_norm=True), []
+    kinds = [type(m) for m in g.body if not isinstance(m, nn.Linear)]
+    tail = [nn.ConvTranspose2d, nn.BatchNorm2d, nn.LeakyReLU]
+    assert kinds[-6:] == tail * 2
+    for m in g.body:
+        if isinstance(m, nn.ConvTranspose2d):
+            m.register_forward_hook(lambda module, inputs, output: sides.extend([inputs[0].shape[2], output.shape[2]]))
+    g(codes(2))
+    assert sides == [7, 14, 14, 28]
+
+
+def test_an_untrained_conv_pair_keeps_its_signal():
+    torch.manual_seed(0)
+    g, critic = ConvGenerator(32, (1, 28, 28)), ConvCritic((1, 28, 28))
+    images = g(codes(256))
+    assert images.std(0).mean() > 0.1
+    # noise images: the pixels' second moment is carried through to a score of order one
+    score = critic(torch.rand(512, 1, 28, 28, generator=torch.Generator().manual_seed(1)).round())
+    assert 0.2 < float(score.detach().square().mean().sqrt()) < 5
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 28), (1, 28, 6), (3, 7, 7)])
+def test_sizes_that_cannot_be_halved_twice_are_named(shape: tuple[int, int, int]):
+    with pytest.raises(UsageError, match=f"{shape[1]}x{shape[2]} cannot be halved twice.*--image-size"):
+        build_adversarial("conv", shape, 8)
+    with pytest.raises(UsageError, match="architecture 'resnet' is unknown: use mlp or conv"):
+        build_adversarial("resnet", (1, 8, 8), 8)
+
+
+def test_the_place_in_memory_changes_no_image():
+    torch.manual_seed(0)
+    g = ConvGenerator(8, (1, 8, 8), batch_norm=True).eval()
+    before = g(codes(4, 8))
+    placed = place(copy.deepcopy(g), "cpu")
+    assert any(p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last) for p in placed.parameters())
+    torch.testing.assert_close(placed(codes(4, 8)), before)
+
+
+# ---- fully connected ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_images_stay_in_range_for_codes_from_far_out():

