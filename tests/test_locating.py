@@ -345,15 +345,17 @@ def test_sentences_of_paths_follow_the_data() -> None:
     def said(*pairs: dict[str, Any], lipschitz: float | None = None) -> str:
         return " ".join(passages.passage_statements({"pairs": list(pairs), "lipschitz": lipschitz}))
 
-    assert "For 1 of 1 pair the path is cheaper than the straight line, by 20.0%; U~ = 1.60 instead of 2.00" in said(pair())
+    assert "For 1 of 1 pair the path is cheaper than the straight line, by 20.0 %; U~ = 1.60 instead of 2.00" in said(pair())
     assert "no path was found that is cheaper than the straight line" in said(pair(saving=0.0, cost=100.0))
-    assert "by at most 50% (gap at most 100%)" in said(pair(gap=0.1), pair(gap=1.0)) and "by at most 20% (gap at most 25%)" in said(pair(gap=0.25))
-    assert "no certified Lipschitz constant" in said(pair()) and "constant of 12, which lifts it by 20.00%" in said(
+    assert "by at most 50 % (gap at most 100 %)" in said(pair(gap=0.1), pair(gap=1.0)) and "by at most 20 % (gap at most 25 %)" in said(
+        pair(gap=0.25)
+    )
+    assert "no certified Lipschitz constant" in said(pair()) and "constant of 12, which lifts it by 20.00 %" in said(
         pair(lower_bound=60.0), lipschitz=12.0
     )
     left = said(pair(), pair(converged=False, residual=0.3))
     assert "Not converged: 1 of 2 pairs (test 0 to test 0), with a residual up to 0.3" in left and "Not converged" not in said(pair())
     other = copy.deepcopy(pair())
     other["a"] = {**other["a"], "is_best": False, "kind": "unfinished", "share": 0.3}
-    assert "10.0% to 30.0% of Dist^2; 1 end of 2 took another minimum" in said(other) and "1 of 2 are not certified" in said(other)
+    assert "10.0 % to 30.0 % of Dist^2; 1 end of 2 took another minimum" in said(other) and "1 of 2 are not certified" in said(other)
     assert "1 of 2 pairs: both images have the same code" in said(pair(), pair(distance=0.0))

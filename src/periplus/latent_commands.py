@@ -131,6 +131,7 @@ def draw_inversion(run: Run, targets: Targets, inversion: Inversion, record: dic
     """Targets, best reconstructions and the other certified minima, lowest error first, with errors, kinds and shares of the starts."""
     import torch
 
+    from periplus.locating import percent
     from periplus.pictures import captioned_rows
 
     rows, captions, labels = [], [], []
@@ -141,7 +142,7 @@ def draw_inversion(run: Run, targets: Targets, inversion: Inversion, record: dic
             decoded = run.decode(torch.stack([inversion.z[index], *(minimum.z for minimum in others)])).clamp(0, 1).cpu()
         rows.append(torch.cat([targets.images[index : index + 1].float() / 255, decoded]).numpy())
         ends = [(told["error"], told["kind"], told["best_share"]), *((m.error, m.kind.name.lower(), m.frequency) for m in others)]
-        captions.append(["", *(f"{error:.3g}\n{kind}, {share:.0%}" for error, kind, share in ends)])
+        captions.append(["", *(f"{error:.3g}\n{kind}, {percent(share)}" for error, kind, share in ends)])
         labels.append(targets.names[index] if told["label"] is None else f"{targets.names[index]} ({told['label']})")
     header = ["x", "G(z*)", "other minima"][: max(map(len, rows))]
     captioned_rows(rows, captions, path, labels, header, command=command)
@@ -149,6 +150,8 @@ def draw_inversion(run: Run, targets: Targets, inversion: Inversion, record: dic
 
 def inversion_table(record: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows of the printed table; at most PICTURED images."""
+    from periplus.locating import percent
+
     header = ("image", "error", "rms", "kind", "minima (images)", "starts at z*", "certified", "|z*|")
     rows: list[tuple[str, ...]] = [
         (
@@ -157,8 +160,8 @@ def inversion_table(record: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple
             f"{image['rms']:.3f}",
             image["kind"],
             f"{image['distinct']} ({image['distinct_images']})",
-            f"{image['best_share']:.0%}",
-            f"{image['certified_share']:.0%}",
+            percent(image["best_share"]),
+            percent(image["certified_share"]),
             f"{image['norm']:.2f}",
         )
         for image in record["images"][:PICTURED]

@@ -357,7 +357,7 @@ def say_same(record: Mapping[str, Any]) -> str:
         why = "not all starts were searched to the end" if record["dropped"] else "too few endpoints are certified"
         parts.append(f"for {of(undecided, images)} it is open: {why}")
     share, whose = median(image["best_share"] for image in images), " (median)" if len(images) > 1 else ""
-    reached = "" if record["dropped"] else f" The best code was reached by {share:.0%} of an image's starts{whose}."
+    reached = "" if record["dropped"] else f" The best code was reached by {percent(share)} of an image's starts{whose}."
     valleys = sum(image["distinct"] > 1 and any(minimum["kind"] == "flat" for minimum in image["minima"]) for image in images)
     flat = f" For {of(valleys, images)} some of these minima are flat: different codes may be points of one valley." if valleys else ""
     return f"The same z*? {lead}: {'; '.join(parts)}.{reached}{flat}"
@@ -377,7 +377,7 @@ def say_minima(record: Mapping[str, Any]) -> str:
     kinds = {kind: n for kind, n in record["kinds"].items() if n}
     total, minima = sum(kinds.values()), sum(n for kind, n in kinds.items() if is_minimum(kind))
     dropped = f" {count(record['dropped'], 'start')} were dropped early and are not counted." if record["dropped"] else ""
-    ends = f"Of all {count(total, 'endpoint')} {minima} ({minima / total:.0%}) are certified: {listed(kinds)}.{dropped}"
+    ends = f"Of all {count(total, 'endpoint')} {minima} ({percent(minima / total)}) are certified: {listed(kinds)}.{dropped}"
     return f"A local minimum? {told}. {ends} A certificate is local: it does not say that no lower minimum exists."
 
 
@@ -419,6 +419,11 @@ def count(n: int, noun: str) -> str:
 def of(n: int, things: Sequence[Any], noun: str = "image") -> str:
     """3 of 10 images."""
     return f"{n} of {count(len(things), noun)}"
+
+
+def percent(part: float, digits: int = 0) -> str:
+    """43 % for 0.43."""
+    return f"{100 * part:.{digits}f} %"
 
 
 def listed(counts: Mapping[str, int]) -> str:

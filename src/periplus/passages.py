@@ -23,7 +23,7 @@ from torch import Tensor
 from periplus.data import ImageData
 from periplus.errors import UsageError
 from periplus.inversion import Inversion, Kind
-from periplus.locating import OnProgress, Search, Targets, class_numbers, count, locate, of, of_class, pick
+from periplus.locating import OnProgress, Search, Targets, class_numbers, count, locate, of, of_class, percent, pick
 from periplus.paths import Path, certified_lipschitz, minimal_path
 from periplus.runs import Run
 
@@ -260,7 +260,7 @@ def say_saving(pairs: Sequence[Mapping[str, Any]]) -> str:
     scores = f"U~ = {middle(pairs, 'score', '.2f')} instead of {middle(pairs, 'straight_score', '.2f')} (1 is the floor, 4/3 a cross-fade)"
     if not cheaper:
         return f"{count(len(pairs), 'pair')}: no path was found that is cheaper than the straight line; {scores}."
-    how = f"by {cheaper[0]:.1%}" if len(cheaper) == 1 else f"by {min(cheaper):.1%} to {max(cheaper):.1%}"
+    how = f"by {percent(cheaper[0], 1)}" if len(cheaper) == 1 else f"by {percent(min(cheaper), 1)} to {percent(max(cheaper), 1)}"
     arc = sum(pair["spherical_cost"] > pair["straight_cost"] for pair in pairs)
     return (
         f"For {of(len(cheaper), pairs, 'pair')} the path is cheaper than the straight line, {how}; {scores}. "
@@ -274,11 +274,11 @@ def say_gap(record: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> st
     if record["lipschitz"] is None:
         source = "the floor (c is nowhere below Dist^2 / 2): this decoder has no certified Lipschitz constant"
     else:
-        source = f"the floor and a certified Lipschitz constant of {record['lipschitz']:.4g}, which lifts it by {lifted:.2%}"
+        source = f"the floor and a certified Lipschitz constant of {record['lipschitz']:.4g}, which lifts it by {percent(lifted, 2)}"
     largest = max(pairs, key=lambda pair: float(pair["gap"]))
     return (
         f"Gap: between these codes a path costs at least its lower bound, so the best can be cheaper than the one found by at most "
-        f"{largest['gap'] / (1 + largest['gap']):.0%} (gap at most {largest['gap']:.0%}). The bound is from {source}; "
+        f"{percent(largest['gap'] / (1 + largest['gap']))} (gap at most {percent(largest['gap'])}). The bound is from {source}; "
         "how much of the gap is the path's and how much the bound's is not known."
     )
 
@@ -302,7 +302,7 @@ def say_ends(pairs: Sequence[Mapping[str, Any]]) -> str:
     shares = [end["share"] for end in ends]
     other = sum(not end["is_best"] for end in ends)
     uncertified = sum(not Kind[end["kind"].upper()].is_minimum for end in ends)
-    said = f"The ends are inverted codes, not the images: their squared errors are {min(shares):.1%} to {max(shares):.1%} of Dist^2"
+    said = f"The ends are inverted codes, not the images: their squared errors are {percent(min(shares), 1)} to {percent(max(shares), 1)} of Dist^2"
     said += f"; {count(other, 'end')} of {len(ends)} took another minimum than the best code, from which the path was cheaper" if other else ""
     said += f"; {uncertified} of {len(ends)} are not certified as local minima" if uncertified else ""
     return f"{said}."
