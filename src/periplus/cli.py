@@ -35,6 +35,7 @@ class Command:
 def commands() -> dict[str, Command]:
     """All commands, in the order of `periplus --help`. Imports what parsing needs; heavy rooms are opened by the command itself."""
     from periplus import commands as rooms
+    from periplus.bench_command import bench_options
     from periplus.config import MODELS
     from periplus.latent_commands import FindPath, Invert
     from periplus.sweep_command import sweep_options
@@ -48,6 +49,7 @@ def commands() -> dict[str, Command]:
         "invert": Command("codes of images: errors, certificates, distinct minima", lambda argv: Invert),
         "path": Command("least-cost paths between images: cost, bounds, morph strip", lambda argv: FindPath),
         "report": Command("report.pdf and report.html of one or more runs", lambda argv: rooms.Report),
+        "bench": Command("training steps timed against other loops, in turn", bench_options, ("train",)),
         "data": Command("data sets: list, fetch, verify", rooms.data_options, ("list", "fetch", "verify")),
         "doctor": Command("the environment: versions, devices, data sets", lambda argv: rooms.Doctor),
     }

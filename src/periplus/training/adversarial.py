@@ -105,6 +105,24 @@ def new_state(config: AdversarialConfig, networks: AdversarialNetworks, device: 
 # ---- one step -------------------------------------------------------------------------------------------------------------------------------
 
 
+def train_step(state: State, config: AdversarialConfig, batches: Batches, healthy: Tensor) -> Tensor:
+    """One generator step with all that belongs to it, on a state that counts on. Returns the flag `healthy`: see `apply_gradients`.
+
+    Once the flag is down, no weight moves any more; the average, the sums and the count go on, and nothing of them should be kept.
+    """
+    seed_step(config, state.step)
+    for k in range(config.critic_steps):
+        real = batches(state.step * config.critic_steps + k)
+        with torch.set_grad_enabled(k == config.critic_steps - 1):  # the generator learns from the last ones alone
+            fake = make_fakes(state, config, real)
+        critic_measures, healthy = critic_step(state, config, real, fake, healthy)
+    generator_measures, healthy = generator_step(state, config, real, fake, healthy)
+    update_average(state.ema, state.generator, config.ema, state.step)
+    state.sums += arrange(critic_measures, generator_measures)
+    state.step, state.summed = state.step + 1, state.summed + 1
+    return healthy
+
+
 def critic_step(state: State, config: AdversarialConfig, real: Tensor, fake: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
     """One optimiser step of the critic on real images and fakes (B, C, H, W). Returns (measures (5,), healthy): see `apply_gradients`.
 
@@ -149,6 +167,13 @@ def draw_codes(config: AdversarialConfig, like: Tensor) -> Tensor:
     return torch.randn(len(like), config.latent_dim, device=like.device)
 
 
+def arrange(critic: Tensor, generator: Tensor) -> Tensor:
+    """The measures of one step in the order of MEASURES, float64."""
+    loss, penalty, real, fake, norm = critic.double()
+    generator_loss, generator_norm = generator.double()
+    return torch.stack([loss, generator_loss, penalty, real, fake, norm, generator_norm])
+
+
 # ---- scores and penalties -------------------------------------------------------------------------------------------------------------------
 
 Penalty = Literal["none", "interpolated", "zero-centred"]
@@ -176,15 +201,7 @@ def judge(critic: nn.Module, real: Tensor, fake: Tensor, penalty: Penalty) -> tu
     chain = piecewise_linear(critic) if penalty != "none" else None
     if chain is not None:
         return judge_first_order(chain, real, fake, penalty)
-    if has_batch_norm(critic):
-        real_score, fake_score = scores(critic, real), scores(critic, fake)
-    else:
-        real_score, fake_score = scores(critic, torch.cat([real, fake])).chunk(2)
-    if penalty == "interpolated":
-        return real_score, fake_score, objectives.gradient_penalty(critic, real, fake).mean()
-    if penalty == "zero-centred":
-        return real_score, fake_score, 2 * objectives.zero_centred_penalty(critic, torch.cat([real, fake])).mean()
-    return real_score, fake_score, torch.zeros((), device=real.device)
+    return judge_second_order(critic, real, fake, penalty)
 
 
 def judge_first_order(chain: PiecewiseLinear, real: Tensor, fake: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,6 +216,19 @@ def judge_first_order(chain: PiecewiseLinear, real: Tensor, fake: Tensor, penalt
         return real_score, fake_score, objectives.norm_penalty(gradient).mean()
     gradient = chain.gradient(received, real.shape[1:])
     return real_score, fake_score, 2 * objectives.squared_norm(gradient).mean()
+
+
+def judge_second_order(critic: nn.Module, real: Tensor, fake: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
+    """`judge` for any critic: the penalty by differentiating twice."""
+    if has_batch_norm(critic):
+        real_score, fake_score = scores(critic, real), scores(critic, fake)
+    else:
+        real_score, fake_score = scores(critic, torch.cat([real, fake])).chunk(2)
+    if penalty == "interpolated":
+        return real_score, fake_score, objectives.gradient_penalty(critic, real, fake).mean()
+    if penalty == "zero-centred":
+        return real_score, fake_score, 2 * objectives.zero_centred_penalty(critic, torch.cat([real, fake])).mean()
+    return real_score, fake_score, torch.zeros((), device=real.device)
 
 
 @torch.no_grad()
@@ -241,18 +271,9 @@ def train_adversarial(
 
     with StopRequest() as stop:
         for step in range(state.step, steps):
-            seed_step(config, step)
-            for k in range(config.critic_steps):
-                real = batches(step * config.critic_steps + k)
-                with torch.set_grad_enabled(k == config.critic_steps - 1):  # the generator learns from the last ones alone
-                    fake = make_fakes(state, config, real)
-                critic_measures, healthy = critic_step(state, config, real, fake, healthy)
-            generator_measures, healthy = generator_step(state, config, real, fake, healthy)
-            if on_host(config) or due(step + 1, config.log_every, steps):
+            healthy = train_step(state, config, batches, healthy)
+            if on_host(config) or due(state.step, config.log_every, steps):
                 check_finite(healthy, step, folder)
-            update_average(state.ema, state.generator, config.ema, step)
-            state.step, state.summed = step + 1, state.summed + 1
-            state.sums += arrange(critic_measures, generator_measures)
 
             if due(state.step, config.log_every, steps):
                 log(state, watch, clock, folder, steps, on_progress)
@@ -264,13 +285,6 @@ def train_adversarial(
                 save(state, config, folder, steps)
             if stop.requested and state.step < steps:
                 raise Interrupted(f"stopped by {stop.requested} at step {state.step} of {steps}; resume with --resume --out {folder}")
-
-
-def arrange(critic: Tensor, generator: Tensor) -> Tensor:
-    """The measures of one step in the order of MEASURES, float64."""
-    loss, penalty, real, fake, norm = critic.double()
-    generator_loss, generator_norm = generator.double()
-    return torch.stack([loss, generator_loss, penalty, real, fake, norm, generator_norm])
 
 
 def save(state: State, config: AdversarialConfig, folder: Path, steps: int) -> None:
