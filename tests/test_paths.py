@@ -470,3 +470,134 @@ def test_a_cost_of_the_wrong_shape_or_sign_is_named():
         minimal_path_for_cost(lambda z: z, *HALF_PLANE_ENDS)
     with pytest.raises(UsageError, match="c\\(z\\) > 0"):
         minimal_path_for_cost(lambda z: -half_plane(z), *HALF_PLANE_ENDS)
+
+
+# ---- where no path may go, and other edges ------------------------------------------------------------------------------------------------------
+
+LEFT, RIGHT = torch.tensor([[-1.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+
+
+def wall(value: float, width: float = 0.1):
+    """1, but `value` in a wall below a door: the way round its corner (0, 1/2) has length 2.26."""
+
+    def cost(z: Tensor) -> Tensor:
+        inside = (z[..., 0].abs() < width) & (z[..., 1] < 0.5)
+        return torch.where(inside, torch.full_like(z[..., 0], value), 1 + 0 * z[..., 0])
+
+    return cost
+
+
+@pytest.mark.parametrize("value", [-5.0, 0.0, math.inf, math.nan])
+@pytest.mark.parametrize("width", [0.1, 0.02])
+def test_a_path_goes_round_what_is_forbidden(value, width):
+    path = minimal_path_for_cost(wall(value, width), LEFT, RIGHT)
+    assert path.straight_cost.isinf() and 2.2 < path.cost < 2.4
+    along = refine(path.points.double(), 16)[0]
+    assert not ((along[:, 0].abs() < width) & (along[:, 1] < 0.5)).any()
+
+
+def test_where_there_is_no_way_round_the_cost_says_so():
+    def cost(z: Tensor) -> Tensor:
+        return torch.where(z.abs().amax(-1) < 0.9, torch.inf, torch.ones_like(z[..., 0]))  # only narrow bands at |y| > 0.9 are left
+
+    def island(z: Tensor) -> Tensor:
+        distance = torch.minimum((z - LEFT[0]).norm(dim=-1), (z - RIGHT[0]).norm(dim=-1))
+        return torch.where(distance < 0.2, torch.ones_like(distance), torch.inf)
+
+    path = minimal_path_for_cost(island, LEFT, RIGHT)
+    assert path.cost.isinf() and path.quadrature_error.isinf() and path.status == ["not converged"]
+    assert path.record()[0]["cost"] is None
+    assert minimal_path_for_cost(cost, LEFT, RIGHT).cost.item() > 2
+
+
+def test_only_the_failed_pairs_of_a_chunk_are_searched_again():
+    both = minimal_path_for_cost(
+        wall(math.inf), torch.cat([LEFT, LEFT + torch.tensor([0.0, 2.0])]), torch.cat([RIGHT, RIGHT + torch.tensor([0.0, 2.0])])
+    )
+    assert both.quadrature.tolist()[0] == paths.CAREFUL and both.quadrature.tolist()[1] < paths.CAREFUL
+    torch.testing.assert_close(both.cost[1:], torch.tensor([2.0], dtype=torch.float64))
+    torch.testing.assert_close(both.points[:, 0], torch.cat([LEFT, LEFT + torch.tensor([0.0, 2.0])]))
+
+
+def test_an_end_without_a_cost_is_named():
+    def decode(z: Tensor) -> Tensor:
+        return torch.where(z[..., :1] < -0.9, torch.nan, z).reshape(*z.shape[:-1], 1, 1, 2)
+
+    with pytest.raises(NonFiniteError, match="an end of pair 0"):
+        minimal_path(decode, LEFT, RIGHT, torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2))
+
+
+def test_the_callers_mode_does_not_matter():
+    def bowl(z: Tensor) -> Tensor:
+        return 1 + 5 * (z - torch.tensor([0.0, 0.3])).square().sum(-1)
+
+    expected = minimal_path_for_cost(bowl, LEFT, RIGHT).cost
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            torch.testing.assert_close(minimal_path_for_cost(bowl, LEFT.clone(), RIGHT.clone()).cost, expected)
+    torch.testing.assert_close(minimal_path_for_cost(bowl, LEFT.clone().requires_grad_(), RIGHT).cost, expected)
+
+
+@pytest.mark.parametrize("norm", ["length", "energy"])
+def test_the_curves_compared_with_cost_what_they_cost(norm):
+    """U of the line and of the arc by a midpoint rule of 20,000 steps."""
+    decode, z_a, z_b, x_a, x_b = problem(dimensions=5, pairs=3)
+    z_b = z_b + 2 * random(1, 5, seed=9)
+    path = minimal_path(decode, z_a, z_b, x_a, x_b, segments=8, norm=norm, everywhere=False)
+    for curve, told in ((straight, path.straight_cost), (spherical, path.spherical_cost)):
+        points = curve(z_a, z_b, 20_000)
+        middle, steps = (points[:, 1:] + points[:, :-1]) / 2, points.diff(dim=1).norm(dim=2)
+        images = decode(middle.to(z_a.dtype)).flatten(2).double()
+        cost = sum((images - x.flatten(1)[:, None]).square().sum(2) for x in (x_a, x_b))
+        expected = (cost * steps).sum(1) if norm == "length" else (cost * steps.square()).sum(1) * 20_000
+        torch.testing.assert_close(told, expected.double(), rtol=1.5e-3, atol=0)
+
+
+def test_the_bound_is_that_of_the_ends_that_were_used():
+    """lower_bound of `minimal_path` against the formula, with r = |G(z) - M| at both ends computed here."""
+    decode, z_a, z_b, x_a, x_b = problem(dimensions=4, pairs=5)
+    constant = 300.0
+    path = minimal_path(decode, z_a, z_b, x_a, x_b, lipschitz=constant, everywhere=False)
+    middle, distance = (x_a + x_b) / 2, (z_a - z_b).double().norm(dim=1)
+    r = [(decode(z) - middle).flatten(1).double().norm(dim=1) for z in (z_a, z_b)]
+    squared = (x_a - x_b).double().flatten(1).square().sum(1)
+    rho = ((r[0] + r[1] - constant * distance) / 2).clamp(min=0)
+    extra = 2 * (r[0] ** 3 + r[1] ** 3 - 2 * rho**3) / (3 * constant)
+    torch.testing.assert_close(path.lower_bound - path.floor, extra, rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(path.floor, squared * distance / 2, rtol=1e-5, atol=0)
+
+
+def test_the_residual_is_the_gradient_in_the_metric_of_the_path():
+    """sqrt(g' H^-1 g / 2E) with H as a dense matrix."""
+    wbar, points = torch.rand(1, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5, random(1, 7, 3, seed=4).double()
+    steps = points.diff(dim=1)
+    value = 6 * (wbar * steps.square().sum(2)).sum(1)
+    gradient = 12 * (wbar[:, :-1, None] * steps[:, :-1] - wbar[:, 1:, None] * steps[:, 1:])
+    h = 12 * (torch.diag(wbar[0, :-1] + wbar[0, 1:]) - torch.diag(wbar[0, 1:-1], 1) - torch.diag(wbar[0, 1:-1], -1))
+    expected = ((gradient[0] * torch.linalg.solve(h, gradient[0])).sum() / (2 * value)).sqrt()
+    torch.testing.assert_close(residual(gradient, precondition(gradient, wbar), value), expected)
+
+
+def test_resampling_keeps_to_the_polyline():
+    points = random(2, 9, 3, seed=6).double()
+    fine = resample(points, 16)
+    torch.testing.assert_close(fine[:, ::2], points)
+    torch.testing.assert_close(fine[:, 1::2], (points[:, 1:] + points[:, :-1]) / 2)
+    assert torch.equal(resample(points, 5)[:, [0, -1]], points[:, [0, -1]])
+
+
+def test_no_step_raises_the_energy():
+    """On a rugged cost full steps overshoot: a line search that takes every finite step goes up somewhere."""
+    cost = ScalarCost(lambda z: 1 + 0.95 * (9 * z).sin().prod(-1), random(8, 2, seed=1), random(8, 2, seed=2))
+    begin, pairs = straight(random(8, 2, seed=1), random(8, 2, seed=2), 16), torch.arange(8)
+    before = None
+    for steps in range(12):
+        energy = minimise(begin, cost, pairs, 2, 1e-12, max_iterations=steps).energy
+        assert before is None or (energy <= before * (1 + 1e-6)).all(), steps
+        before = energy
+
+
+def test_kinks_that_need_more_points_get_them():
+    decode, z_a, z_b, x_a, x_b = problem(dimensions=8, pairs=24, activation=nn.LeakyReLU)
+    path = minimal_path(decode, z_a, z_b, x_a, x_b, segments=16)
+    assert (path.converged & (path.quadrature > 2)).any()

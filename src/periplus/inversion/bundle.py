@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from periplus.errors import NonFiniteError
 from periplus.inversion.descent import Evaluate
 from periplus.inversion.rows import dot, times
 
@@ -121,6 +122,8 @@ def _equality(gram: Tensor, gap: Tensor, used: Tensor) -> Tensor:
 
 def positive_curvature(hessian: Tensor, floor: float = CURVATURE_FLOOR) -> tuple[Tensor, Tensor]:
     """B (n, d, d), the Hessian with its eigenvalues made positive and bounded below, and its inverse; float64."""
+    if not bool(hessian.isfinite().all()):
+        raise NonFiniteError("decode has a Hessian with values that are not finite near a code that was searched: restrict the domain to a ball")
     values, vectors = torch.linalg.eigh(hessian.double())
     magnitude = values.abs()
     magnitude = magnitude.clamp(min=1e-30).maximum(floor * magnitude.amax(1, keepdim=True))

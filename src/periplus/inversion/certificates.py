@@ -5,7 +5,7 @@ test in float32 can ask for much less. It bounds slopes as well: a slope g along
 
     relative slope = |gradient| / sqrt(2 L f)          L the largest curvature: the cosine between residual and what the decoder can do about it
 
-is at most sqrt(DECREASE) = 10^-3 wherever the test is passed, and less where the curvature is less. Tests, in this order:
+is at most about sqrt(DECREASE) = 10^-3 wherever the test is passed, and less where the curvature is less. Tests, in this order:
 
     escaped     |z| beyond the domain's escape radius: the argmin may lie at infinity. Never converged
     stationary  the Newton step promises less than DECREASE: 1/2 g'B^-1 g, B the Hessian with its eigenvalues made positive (smooth), or the same

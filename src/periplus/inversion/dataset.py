@@ -111,7 +111,7 @@ def _fingerprint(decode: Decode, targets: Tensor, latent_dim: int, initial: Tens
     with torch.no_grad():
         answer = decode(probe).double().cpu()
     # rounded to what threads and batch sizes leave alone
-    decoder = [round(float(value), 3) for value in (answer.mean(), answer.std(), answer[0].mean(), answer[-1].mean())]
+    decoder = [float(f"{float(value):.4g}") for value in (answer.mean(), answer.std(), answer[0].mean(), answer[-1].mean())]
     return {
         "latent_dim": latent_dim,
         "images": list(targets.shape),

@@ -6,7 +6,8 @@
     4  certificate   slopes, curvature, kinks (`certificates`); an endpoint that fails goes back to 2, from the lowest point seen beside it
     5  clusters      which starts found the same minimum (`clusters`)
 
-Rows that are done leave the batch. Images are taken in chunks that keep memory bounded; an image's result does not depend on the chunk.
+Rows that are done leave the batch. Images are taken in chunks that keep memory bounded. An image's starts do not depend on what is beside it,
+its result only through rounding, which in float32 may lead a start from a ridge into another minimum.
 """
 
 from __future__ import annotations

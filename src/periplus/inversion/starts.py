@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from periplus.errors import UsageError
+from periplus.errors import NonFiniteError, UsageError
 from periplus.seeds import stream
 
 #: Candidates that each start is the best of.
@@ -30,6 +30,10 @@ class Pool:
         with torch.no_grad():
             self.images = torch.cat([decode(block).flatten(1) for block in codes.split(min(BLOCK, at_once))])
         self.squares = self.images.square().sum(1)
+        if not bool(self.squares.isfinite().all()):
+            raise NonFiniteError(
+                "decode returned values that are not finite for codes that starts are drawn from: restrict the domain, or give initial="
+            )
 
     def starts(self, targets: Tensor, index: Sequence[int], count: int, screening: int = SCREENING) -> Tensor:
         """Codes (B, count, d) to start from, for flattened images (B, C*H*W) with these indices in their data set."""

@@ -35,8 +35,10 @@ OnProgress = Callable[[int, int], None]
 POWERS: dict[str, int] = {"length": 2, "energy": 1}
 #: Pairs that are searched at once.
 CHUNK = 128
-#: Relative quadrature error that is enough for the curves that a path is compared with.
-COMPARED = 1e-3
+#: Relative quadrature error that is enough for the curves that a path is compared with, and chords of the arc among them.
+COMPARED, CHORDS = 1e-3, 32
+#: Points of quadrature to a segment of a second search, for pairs whose first one ended where no path may go.
+CAREFUL = 16
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Path:
     @property
     def gap(self) -> Tensor:
         """(P,) cost / lower_bound - 1: the path is at most this much dearer than the best there is. inf without a bound."""
-        return torch.where(self.lower_bound > 0, self.cost / self.lower_bound - 1, torch.inf)
+        return torch.where(self.lower_bound > 0, (self.cost / self.lower_bound - 1).clamp(min=0), torch.inf)
 
     @property
     def status(self) -> list[str]:
@@ -155,6 +157,7 @@ def minimal_path(
     if lipschitz is not None and not lipschitz > 0:
         raise UsageError(f"lipschitz is {lipschitz}: a positive number is needed")
     cost = ImageCost(decode, x_a.to(dtype), x_b.to(dtype))
+    check_ends(cost, a, b, owner)
     squared = cost.scale
     found = in_chunks(a, b, owner, cost, segments, power, everywhere, seed, tolerance, on_progress)
     codes = found.points[:, [0, -1]]
@@ -179,13 +182,15 @@ def minimal_path_for_cost(
 ) -> Path:
     """The same for any scalar cost c: codes (..., d) -> (...), c > 0, differentiable or constant. `score` is nan, `lower_bound` 0.
 
-    A path never goes where c is not a positive number. Raises UsageError as `minimal_path` does, and where an end has no positive cost.
+    A path never goes where c is not a positive number, as far as points can tell: places narrower than a quarter of a segment may be stepped over.
+    Where no way round was found the cost is infinite. Raises UsageError as `minimal_path` does, and where an end has no positive cost.
     """
     power = check(z_a, z_b, segments, norm, tolerance)
     dtype = torch.promote_types(z_a.dtype, z_b.dtype)
     a, b, owner = all_ends(z_a.to(dtype), z_b.to(dtype))
     first = torch.tensor([int((owner == k).nonzero()[0]) for k in range(len(z_a))], device=a.device)
     priced = ScalarCost(cost, a[first], b[first])
+    check_ends(priced, a, b, owner)
     found = in_chunks(a, b, owner, priced, segments, power, everywhere, seed, tolerance, on_progress)
     nothing = torch.zeros_like(priced.scale)
     return finish(found, priced, power, norm, nothing, nothing, nothing * torch.nan, z_a, z_b)
@@ -224,10 +229,17 @@ def as_images(images: Tensor, pairs: int, name: str) -> Tensor:
     return scaled
 
 
+def check_ends(cost: PairCost, z_a: Tensor, z_b: Tensor, owner: Tensor) -> None:
+    """Raise NonFiniteError where an end's cost is not a positive number: a search would leave it out, and end elsewhere."""
+    usable = cost(torch.stack([z_a, z_b], 1).double(), owner)
+    bad = ~((usable > 0) & usable.isfinite()).all(1)
+    if bool(bad.any()):
+        raise NonFiniteError(f"the cost of an end of pair {int(owner[bad][0])} is not a positive finite number: its code, or what decode makes of it")
+
+
 def all_ends(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Every choice of ends: codes (R, d) twice, and the pair (R,) of each."""
-    a = z_a if z_a.dim() == 3 else z_a[:, None]
-    b = z_b if z_b.dim() == 3 else z_b[:, None]
+    a, b = (z.detach() if z.dim() == 3 else z.detach()[:, None] for z in (z_a, z_b))
     pairs, n, m = len(a), a.shape[1], b.shape[1]
     left = a[:, :, None].expand(-1, -1, m, -1).reshape(pairs * n * m, -1)
     right = b[:, None].expand(-1, n, -1, -1).reshape(pairs * n * m, -1)
@@ -249,6 +261,17 @@ class _Shifted(PairCost):
         return self.inner.raw(z, pairs + self.first)
 
 
+class _Chosen(PairCost):
+    """The cost of some of the pairs, numbered from 0."""
+
+    def __init__(self, cost: PairCost, numbers: Tensor) -> None:
+        self.inner, self.numbers = cost, numbers
+        super().__init__(cost.scale[numbers], cost.dtype)
+
+    def raw(self, z: Tensor, pairs: Tensor) -> Tensor:
+        return self.inner.raw(z, self.numbers[pairs])
+
+
 def in_chunks(
     z_a: Tensor,
     z_b: Tensor,
@@ -268,12 +291,42 @@ def in_chunks(
         shifted, mine = _Shifted(cost, first), owner[rows] - first
         a, b = z_a[rows].double(), z_b[rows].double()
         ellipse = reach(a, b, shifted, mine) if everywhere else (b - a).norm(dim=1)  # downhill from the line nothing is looked for
-        parts.append(search(a, b, shifted, mine, segments, power, ellipse, everywhere, seed, tolerance))
+        found = search(a, b, shifted, mine, segments, power, ellipse, everywhere, seed, tolerance)
+        parts.append(found if feasible(found, shifted, power).all() else again(found, a, b, shifted, mine, segments, power, ellipse, seed, tolerance))
         if on_progress is not None:
             on_progress(min(first + CHUNK, pairs), pairs)
     joined = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Found)}
     names = [name for part in joined.pop("names") for name in part]
     return Found(names=names, **{name: torch.cat(part) for name, part in joined.items()})
+
+
+def feasible(found: Found, cost: PairCost, power: int) -> Tensor:
+    """(P,) which paths go only where the cost is a positive number."""
+    pairs = torch.arange(len(found.points), device=found.points.device)
+    return measure(found.points, cost, pairs, power, COMPARED)[0].isfinite()
+
+
+def again(
+    found: Found, z_a: Tensor, z_b: Tensor, cost: PairCost, owner: Tensor, segments: int, power: int, ellipse: Tensor, seed: int, tolerance: float
+) -> Found:
+    """The pairs of a chunk whose paths go where they may not, searched once more: everywhere, wider, and with CAREFUL points to a segment.
+
+    What the second search has found is kept where it may go there, or where the first may not either.
+    """
+    failed = ~feasible(found, cost, power)
+    numbers = failed.nonzero()[:, 0]
+    rows = failed[owner]
+    some = _Chosen(cost, numbers)
+    wide = (z_b - z_a).norm(dim=1)[rows].maximum(ellipse[rows].nan_to_num(0, 0, 0))
+    mine = torch.searchsorted(numbers, owner[rows])
+    other = search(z_a[rows], z_b[rows], some, mine, segments, power, wide, True, seed, tolerance, CAREFUL * segments)
+    joined = {f.name: getattr(found, f.name).clone() for f in fields(Found) if f.name != "names"}
+    for name, value in joined.items():
+        value[numbers] = getattr(other, name)
+    names = list(found.names)
+    for number, new in zip(numbers.tolist(), other.names, strict=True):
+        names[number] = new
+    return Found(names=names, **joined)
 
 
 def reach(z_a: Tensor, z_b: Tensor, cost: PairCost, pairs: Tensor) -> Tensor:
@@ -291,11 +344,11 @@ def finish(found: Found, cost: PairCost, power: int, norm: str, least: Tensor, b
     """Measure what was found, and put what bounds it beside it."""
     points, pairs = found.points, torch.arange(len(found.points), device=found.points.device)
     a, b = points[:, 0], points[:, -1]
-    coarse = min(points.shape[1] - 1, 4)
     value, error = measure(points, cost, pairs, power)
-    line, arc = (measure(curve(a, b, coarse), cost, pairs, power, COMPARED)[0] for curve in (straight, spherical))
+    line, arc = (measure(curve, cost, pairs, power, COMPARED)[0] for curve in (straight(a, b, 4), spherical(a, b, CHORDS)))
     distance = (b - a).norm(dim=1)
     same = distance == 0
+    value = torch.where(same, 0.0, value)
     left = torch.where(same, 0.0, found.residual)
     return Path(
         points=points.to(torch.promote_types(z_a.dtype, z_b.dtype)),
@@ -306,8 +359,8 @@ def finish(found: Found, cost: PairCost, power: int, norm: str, least: Tensor, b
         spherical_cost=arc * cost.scale,
         lower_bound=bound,
         floor=least,
-        score=torch.where(least > 0, value * cost.scale / least, torch.nan),
-        converged=left <= CONVERGED,
+        score=torch.where(least > 0, (value * cost.scale / least).clamp(min=1), torch.nan),  # rounding may end a hair below
+        converged=(left <= CONVERGED) & value.isfinite(),
         residual=left,
         iterations=found.iterations,
         minima=found.minima,

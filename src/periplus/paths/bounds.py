@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 #: Smallest and largest slope of an activation.
 SLOPES: dict[type[nn.Module], Callable[[Any], tuple[float, float]]] = {
-    nn.LeakyReLU: lambda layer: (min(layer.negative_slope, 1.0), max(layer.negative_slope, 1.0)),
+    nn.LeakyReLU: lambda layer: (min(layer.negative_slope, 1.0), max(layer.negative_slope, 1.0)),  # a slope below 0 is refused
     nn.ReLU: lambda layer: (0.0, 1.0),
     nn.Tanh: lambda layer: (0.0, 1.0),
     nn.Softplus: lambda layer: (0.0, 1.0),
@@ -75,7 +75,9 @@ def certified_lipschitz(network: nn.Module, decode: Callable[[Tensor], Tensor], 
     Returns None for networks with other layers, or whose leaves in order do not compute what `decode` does (tried on random codes).
     """
     leaves = [layer for layer in network.modules() if not list(layer.children()) and not isinstance(layer, SILENT)]
-    if not leaves or not all(isinstance(layer, (nn.Linear, nn.BatchNorm1d, *SLOPES)) for layer in leaves):
+    if not leaves or not all(type(layer) in (nn.Linear, nn.BatchNorm1d, *SLOPES) for layer in leaves):
+        return None
+    if any(isinstance(layer, nn.LeakyReLU) and layer.negative_slope < 0 for layer in leaves):
         return None
     if not isinstance(leaves[0], nn.Linear) or leaves[0].in_features != latent_dim:
         return None

@@ -27,7 +27,7 @@ BLOCK = 4096
 
 class PairCost(ABC):
     """A cost for each of P pairs. Codes are (R, K, d), `pairs` (R,) says whose cost a row is asked for; values are (R, K), float64, in units of
-    `scale` (P,)."""
+    `scale` (P,), infinite where the cost is not a positive number."""
 
     def __init__(self, scale: Tensor, dtype: torch.dtype) -> None:
         self.scale, self.dtype = scale, dtype
@@ -54,14 +54,15 @@ class PairCost(ABC):
         return list(zip(flat.split(BLOCK), rows.split(BLOCK), strict=True))
 
     def _block(self, z: Tensor, pairs: Tensor, gradient: bool = False) -> tuple[Tensor, Tensor]:
-        with torch.set_grad_enabled(gradient):
-            z = z.detach().requires_grad_(gradient)
+        with torch.inference_mode(False), torch.set_grad_enabled(gradient):  # whatever the caller's mode
+            z = (z.clone() if z.is_inference() else z.detach()).requires_grad_(gradient)
             cost = self.raw(z, pairs)
-        slope = torch.zeros_like(z)
-        if gradient and cost.requires_grad:  # a constant cost carries no gradient
-            (slope,) = torch.autograd.grad(cost.sum(), z, materialize_grads=True)
-        scale = self.scale[pairs]
-        return cost.detach().double() / scale, slope.double() / scale[:, None]
+            slope = torch.zeros_like(z)
+            if gradient and cost.requires_grad:  # a constant cost carries no gradient
+                (slope,) = torch.autograd.grad(cost.sum(), z, materialize_grads=True)
+        scale, cost = self.scale[pairs], cost.detach().double()
+        allowed = torch.where((cost > 0) & cost.isfinite(), cost, torch.inf)  # no path may go elsewhere
+        return allowed / scale, slope.double() / scale[:, None]
 
 
 class ImageCost(PairCost):

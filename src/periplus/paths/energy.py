@@ -25,11 +25,6 @@ from torch import Tensor
 from periplus.paths.costs import PairCost
 
 
-def weights(cost: Tensor, power: int) -> Tensor:
-    """w = c^power; infinite where c is not a positive number: no path may go there."""
-    return torch.where((cost > 0) & cost.isfinite(), cost, torch.inf) ** power
-
-
 def refine(points: Tensor, quadrature: int) -> Tensor:
     """The same polylines (R, N+1, d) with `quadrature` equal parts to each segment: (R, N q + 1, d)."""
     if quadrature == 1:
@@ -51,7 +46,7 @@ def energy_and_gradient(
     """E (R,), its gradient (R, N-1, d) with respect to the inner nodes, and wbar (R, N). `ends` (R, 2): the costs of the first and the last node."""
     segments, q = points.shape[1] - 1, quadrature
     c, slope = cost.with_gradient(refine(points, q)[:, 1:-1], pairs)
-    w = weights(torch.cat([ends[:, :1], c, ends[:, 1:]], 1), power)
+    w = torch.cat([ends[:, :1], c, ends[:, 1:]], 1) ** power
     steps, wbar = points.diff(dim=1), mean_weights(w, q)
     squares = steps.square().sum(2)
     flow = wbar[:, :, None] * steps

@@ -17,6 +17,8 @@ from periplus.paths.energy import refine
 
 #: Relative quadrature error that is aimed at, and doublings after which it is reported as it is.
 ACCURACY, DOUBLINGS = 9e-5, 8
+#: Points along a polyline at least: of fewer, kinks make the change between two rules a poor estimate of the error.
+POINTS = 64
 
 
 def measure(points: Tensor, cost: PairCost, pairs: Tensor, power: int, accuracy: float = ACCURACY) -> tuple[Tensor, Tensor]:
@@ -36,7 +38,8 @@ def measure(points: Tensor, cost: PairCost, pairs: Tensor, power: int, accuracy:
         value[rows] = (factor[rows] * fine).sum(1)
         change = (factor[rows] * (fine - coarse).abs()).sum(1)
         error[rows] = torch.where(value[rows] > 0, change / value[rows], 0.0)
-        going = error[rows] > accuracy
+        error[rows] = torch.where(value[rows].isfinite(), error[rows], torch.inf)
+        going = value[rows].isfinite() & ((error[rows] > accuracy) | (parts * (points.shape[1] - 1) < POINTS))
         rows, c, coarse = rows[going], c[going], fine[going]
         if not len(rows):
             break

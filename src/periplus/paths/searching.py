@@ -65,44 +65,44 @@ def search(
     everywhere: bool,
     seed: int,
     tolerance: float = CONVERGED,
+    places: int = 0,
 ) -> Found:
     """The cheapest path found for each pair.
 
     Args:
         z_a, z_b: (R, d) ends; `owner` (R,) the pair each belongs to, 0..P-1, all present: a pair may have several choices of ends.
         ellipse: (R,) half the largest sum of distances from the ends in which to look. everywhere: search globally, or from the straight line only.
+        places: points of quadrature along the whole of every polyline, at least: what is forbidden must not come into sight on the last one only.
     """
     grid = levels(segments)
     starts = beginnings(z_a, z_b, cost, owner, grid[0], ellipse, everywhere, seed)
-    only = len(grid) == 1
-    coarse = minimise(
-        starts.points, cost, starts.pairs, power, tolerance if only else max(ROUGH, tolerance), QUADRATURE if only else COARSE_QUADRATURE
-    )
+    enough = tolerance if len(grid) == 1 else max(ROUGH, tolerance)
+    coarse = minimise(starts.points, cost, starts.pairs, power, enough, quadrature_for(enough, grid[0], places))
     different = distinct(coarse.energy, starts.pairs, coarse.points)
     minima = torch.bincount(starts.pairs[different])
     kept = first_rows(different, starts.pairs, SURVIVORS)
     pairs, names, solved = starts.pairs[kept], [starts.names[k] for k in kept.tolist()], _rows(coarse, kept)
     for k, level in enumerate(grid[1:], 1):
         enough = max(tolerance, CONVERGED if k == len(grid) - 1 else NEARLY if k == len(grid) - 2 else LOOSE)
-        solved = minimise(resample(solved.points, level), cost, pairs, power, enough, quadrature_for(enough))
+        solved = minimise(resample(solved.points, level), cost, pairs, power, enough, quadrature_for(enough, level, places))
         if k == 1:
             best = cheapest(solved.energy, pairs)
             pairs, names, solved = pairs[best], [names[k] for k in best.tolist()], _rows(solved, best)
     best = cheapest(solved.energy, pairs)
-    used = quadrature_for(max(tolerance, CONVERGED)) if len(grid) > 1 else QUADRATURE
+    used = quadrature_for(enough, segments, places)
     return converge(_rows(solved, best), cost, power, tolerance, used, minima, [names[k] for k in best.tolist()])
 
 
-def quadrature_for(residual: float) -> int:
-    """Points to a segment that a minimisation to this residual needs."""
-    return COARSE_QUADRATURE if residual >= LOOSE else QUADRATURE
+def quadrature_for(residual: float, segments: int, places: int) -> int:
+    """Points to a segment that a minimisation to this residual needs, and `places` points along the whole polyline at least."""
+    return max(COARSE_QUADRATURE if residual >= LOOSE else QUADRATURE, -(-places // segments))
 
 
 def converge(solved: Solved, cost: PairCost, power: int, tolerance: float, quadrature: int, minima: Tensor, names: list[str]) -> Found:
     """Go on with more quadrature where the last polyline has not converged."""
     points, left, iterations = solved.points.clone(), solved.residual.clone(), solved.iterations.clone()
     used = torch.full((len(points),), quadrature, device=points.device)
-    for quadrature in MORE_QUADRATURE:
+    for quadrature in (q for q in MORE_QUADRATURE if q > quadrature):
         rows = (~(left <= tolerance)).nonzero()[:, 0]
         if not len(rows):
             break

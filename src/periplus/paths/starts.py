@@ -158,9 +158,11 @@ def shortest(nodes: Tensor, cost: Tensor, segments: int) -> Tensor:
     from scipy.sparse.csgraph import dijkstra
     from scipy.spatial import cKDTree
 
-    place, price = nodes.cpu().numpy(), np.where((cost > 0).cpu(), cost.cpu().numpy(), np.inf)
+    place, price = nodes.cpu().numpy(), cost.cpu().numpy()
     usable = np.flatnonzero(np.isfinite(price))
     place, price = place[usable], price[usable]
+    if len(place) <= GRAPH_NEIGHBOURS:
+        return straight(nodes[:1], nodes[1:2], segments)[0]
     distance, neighbour = cKDTree(place).query(place, GRAPH_NEIGHBOURS + 1)
     rows = np.repeat(np.arange(len(place)), GRAPH_NEIGHBOURS)
     columns, length = neighbour[:, 1:].ravel(), distance[:, 1:].ravel()
