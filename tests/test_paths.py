@@ -492,7 +492,7 @@ def wall(value: float, width: float = 0.1):
 def test_a_path_goes_round_what_is_forbidden(value, width):
     path = minimal_path_for_cost(wall(value, width), LEFT, RIGHT)
     assert path.straight_cost.isinf() and 2.2 < path.cost < 2.4
-    along = refine(path.points.double(), 16)[0]
+    along = refine(path.points.double(), 4)[0]
     assert not ((along[:, 0].abs() < width) & (along[:, 1] < 0.5)).any()
 
 
