@@ -3,9 +3,9 @@
     PERIPLUS_DATA=/folder/with/mnist python benchmarks/stacked_gan.py [--device cuda]
 
 mlp pairs of the default widths. Digits (batch 64, latent 16) and a short stretch of MNIST (batch 128, latent 32), S = 1, 2, 4, 8, 16. A turn is a
-separate run (`train`) and then a stack of each size (`train_stacked`), so many steps of each, and there are --rounds turns; a first one of few steps is
-not counted. What is timed are steps: the time from the first to the last line of timing.jsonl, so laying out folders is not in it, but the lines and
-the flags are. `seconds_per_step` is a step of the whole program, `speedup` S separate steps over one step of the stack, the median over turns with
+separate run (`train`) and then a stack of each size (`train_stacked`), so many steps of each, and there are --rounds turns; a first one of few steps
+is not counted. What is timed are steps: the time from the first to the last line of timing.jsonl, so laying out folders is not in it, but the lines
+and the flags are. `seconds_per_step` is a step of the whole program, `speedup` S separate steps over one step of the stack, the median over turns and
 their range. Writes benchmarks/results/stacked_gan.json (or --out).
 """
 
