@@ -17,9 +17,11 @@ from periplus.autoencoders import build_autoencoder
 from periplus.errors import Interrupted, NonFiniteError, UsageError
 from periplus.machine import environment
 from periplus.runs import read_environment
+from periplus.stacking import Affine, stack_modules
+from periplus.training import cells as shared
 from periplus.training import stacked
 from periplus.training.interruption import StopRequest
-from periplus.training.stacked import FrozenCells, stack_modules, train_stacked, why_not
+from periplus.training.stacked import FrozenCells, train_stacked, why_not
 
 BETAS = (0.1, 100.0)
 KINDS: dict[str, dict[str, Any]] = {
@@ -131,7 +133,7 @@ def test_stacked_modules_compute_what_each_module_does() -> None:
 def test_the_affine_layers_own_backward_is_right() -> None:
     draw = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*shape, dtype=torch.float64, generator=draw, requires_grad=True) for shape in ((3, 4, 2), (3, 5, 2), (3, 5)))
-    assert torch.autograd.gradcheck(stacked._Affine.apply, (x, weight, bias))
+    assert torch.autograd.gradcheck(Affine.apply, (x, weight, bias))
 
 
 # ---- stopping -------------------------------------------------------------------------------------------------------------------------------
@@ -253,11 +255,11 @@ def test_times_are_shares_and_say_so(digits: ImageData, tmp_path: Path) -> None:
 
 def test_the_clock_gives_a_cell_its_share(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter((100.0, 112.0))
-    monkeypatch.setattr(stacked.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(shared.time, "perf_counter", lambda: next(now))
     config, folder = cells(tmp_path)[0]
     monkeypatch.setattr("periplus.training.journal.time.perf_counter", lambda: next(now))
     folder.mkdir(parents=True)
-    clock = stacked.ShareClock(folder, config, 1000, 0)
+    clock = shared.ShareClock(folder, config, 1000, 0)
     clock.cells = 6
     assert clock.lap(10) == 10 * 64 / 2.0
     assert json.loads((folder / "timing.jsonl").read_text()) == {"step": 10, "seconds": 2.0, "images_per_second": 320.0, "cells": 6}

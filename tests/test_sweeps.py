@@ -131,7 +131,7 @@ def test_a_sweep_that_cannot_be_served_says_why(changes: dict[str, Any], said: s
         (["vae", "--data", "tiny.npz", "--out", "o", "--beta", "-1"], "--beta is -1.0: it must be zero or more"),
         (["vae", "--data", "tiny.npz", "--out", "o", "--beta", "x"], "--beta"),
         (["vae", "--data", "tiny.npz", "--out", "o", "--batch-size", "500"], "--batch-size is 500, but only"),
-        (["gan", "--data", "tiny.npz", "--out", "o", "--engine", "stacked"], "--engine stacked: 'gan' is not an autoencoder"),
+        (["gan", "--data", "tiny.npz", "--out", "o", "--engine", "stacked", "--architecture", "conv"], "--engine stacked: architecture 'conv'"),
         (["vae", "--data", "tiny.npz", "--out", "o", "--engine", "stacked", "--hidden", "8", "9"], "--engine stacked: cells differ in hidden"),
     ],
 )

@@ -3,7 +3,7 @@
 A cell is the words of a command that makes its run; whoever executes it, and where, makes the same run. Two engines are here:
 
     Processes   each cell is the very command that is printed beside it, in a child process of its own, so many at a time, one thread each
-    Stacked     all cells as one program in this process (periplus.training.stacked): small autoencoders that differ in beta and seed only
+    Stacked     all cells as one program in this process (periplus.training.stacked): small networks that differ in their seed and little else
 
 A third one, for many machines, needs nothing but `__call__`: see `Engine`. This is the one room that knows where runs are executed.
 """
@@ -19,10 +19,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from periplus import errors
-from periplus.config import AutoencoderConfig, Config, read_config
+from periplus.config import Config, read_config
 from periplus.console import StageDisplay, duration
 from periplus.data import ImageData
 from periplus.errors import PeriplusError, UsageError
@@ -197,7 +197,7 @@ class Stacked:
             for cell in cells:
                 display.update(cell.name, progress.step, progress.steps, f"{rate:,.0f} images/s together, {duration(progress.seconds_left)} left")
 
-        pairs: list[Any] = [(cell.config, out / cell.path) for cell in cells if isinstance(cell.config, AutoencoderConfig)]
+        pairs = [(cell.config, out / cell.path) for cell in cells]
         failed: dict[str, PeriplusError] = {}
         try:
             train_stacked(pairs, self.data, source=self.source, resume=True, on_progress=tell, warn=self.warn)

@@ -25,8 +25,9 @@ The two generator losses of the GAN are different losses, not two spellings of o
 rejects a fake with confidence the saturating one has slope -sigmoid(score) -> 0 and the non-saturating one has slope -(1 - sigmoid(score)) -> -1.
 
 Scores are logits, never probabilities: the cross-entropies are taken through softplus, which neither overflows nor loses digits.
-All functions are means over the batch, in nats for the GAN and in units of the score for WGAN-GP. Nothing here owns a network, an optimiser or a
-file, and nothing here calls `.backward()`.
+All functions are means over the batch, in nats for the GAN and in units of the score for WGAN-GP. The adversarial losses take the dimension of the
+batch as `dim`, where scores of several models lie in one tensor; by default they are means over everything. Nothing here owns a network, an
+optimiser or a file, and nothing here calls `.backward()`.
 """
 
 from __future__ import annotations
@@ -68,41 +69,41 @@ def gaussian_constant(pixels: int, sigma: float) -> float:
     return pixels / 2 * math.log(2 * math.pi * sigma**2)
 
 
-def gan_discriminator_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:
+def gan_discriminator_loss(real_score: Tensor, fake_score: Tensor, dim: int | None = None) -> Tensor:
     """BCE[D(x), 1] + BCE[D(G(z)), 0] from logits of any shape; a scalar in nats. Equals 2 ln 2 for an undecided discriminator."""
-    return softplus(-real_score).mean() + softplus(fake_score).mean()
+    return softplus(-real_score).mean(dim) + softplus(fake_score).mean(dim)
 
 
-def gan_generator_loss(fake_score: Tensor, form: str = "non-saturating") -> Tensor:
+def gan_generator_loss(fake_score: Tensor, form: str = "non-saturating", dim: int | None = None) -> Tensor:
     """The generator's loss from logits of its fakes; a scalar in nats.
 
     form: "non-saturating", -log D(G(z)), or "saturating", log(1 - D(G(z))). Raises UsageError for any other.
     """
     if form == "non-saturating":
-        return softplus(-fake_score).mean()
+        return softplus(-fake_score).mean(dim)
     if form == "saturating":
-        return -softplus(fake_score).mean()
+        return -softplus(fake_score).mean(dim)
     raise UsageError(f"generator loss '{form}' is unknown: use 'non-saturating' or 'saturating'")
 
 
-def wgan_critic_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:
+def wgan_critic_loss(real_score: Tensor, fake_score: Tensor, dim: int | None = None) -> Tensor:
     """E D(G(z)) - E D(x), the negative of the critic's estimate of the Wasserstein-1 distance; a scalar in units of the score."""
-    return fake_score.mean() - real_score.mean()
+    return fake_score.mean(dim) - real_score.mean(dim)
 
 
-def wgan_generator_loss(fake_score: Tensor) -> Tensor:
+def wgan_generator_loss(fake_score: Tensor, dim: int | None = None) -> Tensor:
     """- E D(G(z)); a scalar in units of the score."""
-    return -fake_score.mean()
+    return -fake_score.mean(dim)
 
 
-def relativistic_critic_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:
+def relativistic_critic_loss(real_score: Tensor, fake_score: Tensor, dim: int | None = None) -> Tensor:
     """E softplus(D(G(z)) - D(x)), each fake paired with the real image beside it; a scalar in nats. Equals ln 2 for an undecided critic."""
-    return softplus(fake_score - real_score).mean()
+    return softplus(fake_score - real_score).mean(dim)
 
 
-def relativistic_generator_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:
+def relativistic_generator_loss(real_score: Tensor, fake_score: Tensor, dim: int | None = None) -> Tensor:
     """E softplus(D(x) - D(G(z))): the critic's loss with the roles exchanged; a scalar in nats."""
-    return softplus(real_score - fake_score).mean()
+    return softplus(real_score - fake_score).mean(dim)
 
 
 def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = None) -> Tensor:

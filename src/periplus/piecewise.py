@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d
 
 from periplus.networks import Centre, Critic
+from periplus.stacking import StackedLinear
 
 Inputs = list[Tensor]
 """What the rectifiers received, first to last: where the slopes are read off. Without gradient."""
@@ -72,6 +73,8 @@ class PiecewiseLinear:
                 g = times_slope(g, left.pop(), stage.negative_slope)
             elif isinstance(stage, nn.Linear):
                 g = g @ stage.weight
+            elif isinstance(stage, StackedLinear):
+                g = stage.pull_back(g)
             elif isinstance(stage, nn.Conv2d):
                 g = pull_back(g, stage, shape)
             elif isinstance(stage, nn.Flatten):
@@ -91,7 +94,7 @@ class PiecewiseLinear:
                 shape = (stage.out_channels, *(_side(stage, k, side) for k, side in enumerate(shape[1:])))
             elif isinstance(stage, nn.Flatten):
                 shape = (torch.Size(shape).numel(),)
-            elif isinstance(stage, nn.Linear):
+            elif isinstance(stage, nn.Linear | StackedLinear):
                 shape = (stage.out_features,)
         return found
 
@@ -118,8 +121,8 @@ def times_slope(g: Tensor, h: Tensor, negative_slope: float) -> Tensor:
 def piecewise_linear(critic: nn.Module) -> PiecewiseLinear | None:
     """A critic's chain, or None where it is not one that this module knows: then its gradient must be differentiated twice.
 
-    Known are the critics of `periplus.networks` and an `nn.Sequential` of Linear, Conv2d (zero padding), LeakyReLU, ReLU and Flatten with one score
-    at the end, without hooks and without active dropout.
+    Known are the critics of `periplus.networks`, many of them side by side (`periplus.stacking`), and an `nn.Sequential` of Linear, Conv2d (zero
+    padding), LeakyReLU, ReLU and Flatten with one score at the end, without hooks and without active dropout.
     """
     if not isinstance(critic, Critic | nn.Sequential) or type(critic).forward not in (Critic.forward, nn.Sequential.forward):
         return None
@@ -127,7 +130,7 @@ def piecewise_linear(critic: nn.Module) -> PiecewiseLinear | None:
     if not all(known(stage) for stage in stages) or any(m._forward_hooks or m._forward_pre_hooks for m in critic.modules()):
         return None
     rectifiers = [k for k, stage in enumerate(stages) if isinstance(stage, nn.LeakyReLU)]
-    if not rectifiers or not isinstance(stages[-1], nn.Linear) or stages[-1].out_features != 1:
+    if not rectifiers or not isinstance(stages[-1], nn.Linear | StackedLinear) or stages[-1].out_features != 1:
         return None
     return PiecewiseLinear(stages, rectifiers[0])
 
@@ -145,4 +148,4 @@ def known(stage: nn.Module) -> bool:
         return stage.padding_mode == "zeros" and not isinstance(stage.padding, str)
     if type(stage) is nn.Flatten:
         return stage.start_dim == 1 and stage.end_dim == -1
-    return type(stage) in (nn.Linear, nn.LeakyReLU, Centre, nn.Identity)
+    return type(stage) in (nn.Linear, StackedLinear, nn.LeakyReLU, Centre, nn.Identity)

@@ -32,7 +32,8 @@ class SweepOptions(Common):
         Literal["auto", "processes", "stacked"],
         arg(
             help="processes: a child process for each cell. stacked: all cells as one program (mlp and linear autoencoders that differ in beta and "
-            "seed). auto: stacked where that can be done and the networks are small or on a GPU."
+            "seed; mlp adversarial models that differ in penalty weight, step sizes and seed). auto: stacked where that can be done and the networks "
+            "are small or on a GPU."
         ),
     ] = "auto"
     workers: Annotated[int | None, arg(help="Cells trained at once, one thread each, or threads of the stacked program; default: the cores.")] = None

@@ -138,14 +138,9 @@ def critic_step(state: State, config: AdversarialConfig, real: Tensor, fake: Ten
 def generator_step(state: State, config: AdversarialConfig, real: Tensor, fake: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
     """One optimiser step of the generator that has made these fakes (B, C, H, W). Returns (measures (2,), healthy)."""
     with autocast(config):
-        if config.model == "rpgan":
-            with torch.no_grad():
-                real_score = scores(state.critic, real)
-            loss = objectives.relativistic_generator_loss(real_score, scores(state.critic, fake))
-        elif config.model == "wgan-gp":
-            loss = objectives.wgan_generator_loss(scores(state.critic, fake))
-        else:
-            loss = objectives.gan_generator_loss(scores(state.critic, fake), config.generator_loss)
+        with torch.no_grad():
+            real_score = scores(state.critic, real) if config.model == "rpgan" else None
+        loss = generator_loss(config, scores(state.critic, fake), real_score)
     norm, healthy = apply_gradients(state.generator_optimizer, state.generator, loss, healthy)
     return torch.stack([loss, norm]).detach(), healthy
 
@@ -179,11 +174,20 @@ def arrange(critic: Tensor, generator: Tensor) -> Tensor:
 Penalty = Literal["none", "interpolated", "zero-centred"]
 """interpolated: (|grad D| - 1)^2 between real and fake images. zero-centred: |grad D|^2 on real images and on fakes, R1 + R2."""
 PENALTIES: dict[str, Penalty] = {"gan": "none", "wgan-gp": "interpolated", "rpgan": "zero-centred"}
-CRITIC_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+CRITIC_LOSSES: dict[str, Callable[..., Tensor]] = {
     "gan": objectives.gan_discriminator_loss,
     "wgan-gp": objectives.wgan_critic_loss,
     "rpgan": objectives.relativistic_critic_loss,
 }
+
+
+def generator_loss(config: AdversarialConfig, fake_score: Tensor, real_score: Tensor | None, dim: int | None = None) -> Tensor:
+    """The generator's loss from scores of its fakes, and for rpgan of real images beside them."""
+    if real_score is not None:
+        return objectives.relativistic_generator_loss(real_score, fake_score, dim)
+    if config.model == "wgan-gp":
+        return objectives.wgan_generator_loss(fake_score, dim)
+    return objectives.gan_generator_loss(fake_score, config.generator_loss, dim)
 
 
 def penalty_factor(config: AdversarialConfig) -> float:
@@ -237,10 +241,14 @@ def update_average(ema: nn.Module, generator: nn.Module, decay: float, step: int
 
     Buffers (running statistics) are copied as they are; see `recalibrate_batch_norm`.
     """
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), list(generator.parameters()), weight)
+    torch._foreach_lerp_(list(ema.parameters()), list(generator.parameters()), average_weight(decay, step))
     for mean, current in zip(ema.buffers(), generator.buffers(), strict=True):
         mean.copy_(current)
+
+
+def average_weight(decay: float, step: int) -> float:
+    """The weight of the generator in its average after a step."""
+    return 1 - min(decay, (1 + step) / (10 + step))
 
 
 # ---- the loop -------------------------------------------------------------------------------------------------------------------------------

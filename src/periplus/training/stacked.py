@@ -1,14 +1,10 @@
-"""Many autoencoders as one program: cells of a sweep that differ only in beta and seed, trained side by side.
+"""Many runs as one program: the cells of a sweep that differ in little but their seed, trained side by side. Here: the door, and autoencoders.
 
 A small network leaves a machine idle: a step of an 8 x 8 autoencoder is a hundred tiny operations, and starting one costs more than doing it. C such
-networks of one shape are C matrices beside each other, one batched product for each layer,
-
-    y_c = x_c W_c' + b_c,  c = 1..C          W (C, out, in), x (C B, in): the rows of all cells in one list
-
-one `autograd.grad` of the sum of the C losses (cells share no parameter, so each receives its own gradient and no other), and one fused Adam over the
-stacked parameters. The modules are the ordinary ones of `periplus.autoencoders`: everything in them acts on single rows except their affine layers,
-and those are exchanged for stacked ones. (`torch.func.vmap` over `functional_call` does the same from outside; measured on the digits it took 1.3
-times as long at 512 hidden units and 1.8 times at 128: LOG.md.)
+networks of one shape are one batched product for each layer (`periplus.stacking`), one `autograd.grad` of the sum of the C losses (cells share no
+parameter, so each receives its own gradient and no other), and one fused Adam over the stacked parameters. (`torch.func.vmap` over `functional_call`
+does the same from outside; measured on the digits it took 1.3 times as long at 512 hidden units and 1.8 times at 128: LOG.md.) Autoencoders may
+differ in beta and seed; adversarial pairs are in `periplus.training.ensembles`.
 
 **The same cells.** A cell's weights, batches, noise and echo chain are those that `periplus train` draws for its seed, so it is the separately
 trained run up to rounding: sums are taken in another order. Its folder is an ordinary run, whose checkpoints `periplus train --resume` goes on from.
@@ -23,31 +19,29 @@ NonFiniteError names it when they are done.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
+import json
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
-from periplus.autoencoders import AutoencoderNetworks, ConstantScaleHead, start_at_mean
+from periplus.autoencoders import AutoencoderNetworks, start_at_mean
 from periplus.channels import EchoChannel
 from periplus.checkpoints import Checkpoint
-from periplus.config import AutoencoderConfig, Config, DataRecord
+from periplus.config import AdversarialConfig, AutoencoderConfig, Config, DataRecord
 from periplus.data import ImageData, load_data
 from periplus.errors import Interrupted, NonFiniteError, UsageError
 from periplus.files import write_atomically
 from periplus.locks import hold
 from periplus.machine import deterministic, keep_freed_memory
-from periplus.runs import Run, append_line, build_networks, channel_of, describe_data, read_environment
+from periplus.runs import Run, build_networks, channel_of, describe_data, read_environment
 from periplus.seeds import stream
-from periplus.training import Plan, check_vacant, cuda_index, is_finished, plan, prepare, resolve
+from periplus.stacking import as_views
+from periplus.training import Plan, check_vacant, cuda_index, ensembles, is_finished, plan, prepare, resolve
 from periplus.training.autoencoder import (
     Bank,
     Channel,
@@ -61,16 +55,18 @@ from periplus.training.autoencoder import (
     save_samples,
     set_learning_rate,
 )
+from periplus.training.cells import freeze, norms_of_cells, share_clocks, stack_moments, tell_of_all
 from periplus.training.interruption import StopRequest
-from periplus.training.journal import Clock, OnProgress, Progress, check_finite, save_checkpoint
-from periplus.training.steps import Batches, due, hold_out, on_host, seed_step, some_images, steps_in_all, to_float
+from periplus.training.journal import OnProgress, Progress, save_checkpoint
+from periplus.training.steps import Batches, due, hold_out, new_optimizer, on_host, seed_step, some_images, steps_in_all, to_float
 
 #: What cells of one stack may differ in.
-VARIED = ("beta", "seed")
-ARCHITECTURES = ("mlp", "linear")
+VARIED: dict[type[Config], tuple[str, ...]] = {AutoencoderConfig: ("beta", "seed"), AdversarialConfig: ensembles.VARIED}
+ARCHITECTURES: dict[type[Config], tuple[str, ...]] = {AutoencoderConfig: ("mlp", "linear"), AdversarialConfig: ("mlp",)}
 
 Cell = tuple[AutoencoderConfig, Path]
 """A configuration and the run folder to make of it."""
+AnyCell = tuple[Config, Path]
 
 
 class FrozenCells(NonFiniteError):
@@ -84,88 +80,25 @@ class FrozenCells(NonFiniteError):
 
 def why_not(configs: Sequence[Config]) -> str | None:
     """What keeps these configurations from being one stack, in words; None where nothing does."""
-    first = configs[0]
-    if not isinstance(first, AutoencoderConfig):
-        return f"'{first.model}' is not an autoencoder"
-    if first.architecture not in ARCHITECTURES:
-        return f"architecture '{first.architecture}' cannot be stacked: {' and '.join(ARCHITECTURES)} can"
+    first, kind = configs[0], type(configs[0])
+    if first.architecture not in ARCHITECTURES[kind]:
+        return f"architecture '{first.architecture}' of '{first.model}' cannot be stacked: {_listed(ARCHITECTURES[kind])} can"
     if first.precision == "bfloat16":
         return "stacked cells compute in float32"
     for config in configs[1:]:
-        if type(config) is not type(first):
+        if type(config) is not kind:
             return f"'{config.model}' and '{first.model}' are of different kinds"
         for field in dataclasses.fields(config):
-            if field.name not in VARIED and getattr(config, field.name) != getattr(first, field.name):
-                return f"cells differ in {field.name}: those of a stack may differ in {' and '.join(VARIED)} only"
-    return None
+            if field.name not in VARIED[kind] and getattr(config, field.name) != getattr(first, field.name):
+                return f"cells differ in {field.name}: those of a stack may differ in {_listed(VARIED[kind])} only"
+    return ensembles.why_not(first) if isinstance(first, AdversarialConfig) else None
 
 
-# ---- networks side by side ------------------------------------------------------------------------------------------------------------------
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-class _Affine(torch.autograd.Function):
-    """x (C, B, in), weight (C, out, in), bias (C, out) -> (C, B, out). Its own backward gives the gradient of the weight in the weight's own order of
-    memory; that of `baddbmm` is transposed, and Adam then spends as long on copying it as on using it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.baddbmm(bias[:, None], x, weight.mT)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        d_x = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
-        return d_x, torch.bmm(gradient.mT, x), gradient.sum(1)
-
-
-class StackedLinear(nn.Module):
-    """The affine layers of C cells: rows (C B, in), those of the first cell first, to (C B, out)."""
-
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        super().__init__()
-        self.weight = _stacked([layer.weight for layer in layers])
-        self.bias = _stacked([layer.bias for layer in layers])
-
-    def forward(self, rows: Tensor) -> Tensor:
-        cells, out, width = self.weight.shape
-        y: Tensor = _Affine.apply(rows.reshape(cells, -1, width), self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return y.view(-1, out)
-
-
-class StackedScaleHead(nn.Module):
-    """`ConstantScaleHead` of C cells."""
-
-    def __init__(self, heads: Sequence[ConstantScaleHead]) -> None:
-        super().__init__()
-        self.head = StackedLinear([head.head for head in heads])
-        self.gate = _stacked([head.gate for head in heads])
-        self.log_clip = heads[0].log_clip
-
-    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self.head(rows)
-        log_scale = self.gate if self.log_clip is None else self.log_clip - softplus(-self.gate)
-        return mean, log_scale.repeat_interleave(len(mean) // len(log_scale), 0)
-
-
-def _stacked(parameters: Sequence[Tensor]) -> nn.Parameter:
-    return nn.Parameter(torch.stack([p.detach() for p in parameters]))
-
-
-def stack_modules(modules: Sequence[nn.Module]) -> nn.Module:
-    """One module of the rows of all cells, from C of one shape; parameters (C, ...) under the same names, in the same order."""
-    first = modules[0]
-    if isinstance(first, nn.Linear):
-        return StackedLinear(modules)  # type: ignore[arg-type]
-    if isinstance(first, ConstantScaleHead):
-        return StackedScaleHead(modules)  # type: ignore[arg-type]
-    if any(True for _ in first.parameters(recurse=False)):
-        raise UsageError(f"a {type(first).__name__} cannot be stacked: it has parameters of its own")
-    made = copy.copy(first)
-    made._modules = {name: stack_modules([m.get_submodule(name) for m in modules]) for name in first._modules}
-    return made
+# ---- autoencoders side by side ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -192,18 +125,10 @@ class Stack:
 
 def stack_states(states: list[State], config: AutoencoderConfig) -> Stack:
     """Cells' states (all at one step) as one, of which they become views."""
-    networks = nn.ModuleDict({part: stack_modules([s.networks[part] for s in states]) for part in states[0].networks})
-    parameters = list(networks.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
-    own = [list(state.networks.parameters()) for state in states]
-    for k, stacked in enumerate(parameters):
-        moments: dict[str, Any] = {"step": torch.tensor(float(states[0].step), device=stacked.device)}
-        for name in ("exp_avg", "exp_avg_sq"):
-            moments[name] = torch.stack([s.optimizer.state[p[k]].get(name, torch.zeros_like(p[k])) for s, p in zip(states, own, strict=True)])
-        optimizer.state[stacked] = moments
-        for c, (state, mine) in enumerate(zip(states, own, strict=True)):
-            mine[k].data = stacked.data[c]
-            state.optimizer.state[mine[k]] = {name: value if name == "step" else value[c] for name, value in moments.items()}
+    networks = nn.ModuleDict({part: as_views([s.networks[part] for s in states]) for part in states[0].networks})
+    optimizer = new_optimizer(networks, config)
+    moments = stack_moments(networks, [s.networks for s in states], [s.optimizer for s in states])
+    optimizer.state.update(zip(networks.parameters(), moments, strict=True))
     sums = torch.stack([state.sums for state in states])
     for c, state in enumerate(states):
         state.sums = sums[c]
@@ -321,7 +246,7 @@ def stacked_step(stack: Stack, loss: Loss, step: int, healthy: Tensor) -> tuple[
     total = distortion + loss.betas * rate
     parameters = list(stack.networks.parameters())
     gradients = torch.autograd.grad(total.sum(), parameters, materialize_grads=True)
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]), dim=0)
+    norm = norms_of_cells(gradients)
     healthy = healthy & total.isfinite() & norm.isfinite()
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
@@ -330,20 +255,6 @@ def stacked_step(stack: Stack, loss: Loss, step: int, healthy: Tensor) -> tuple[
 
 
 # ---- the loop -------------------------------------------------------------------------------------------------------------------------------
-
-
-class ShareClock(Clock):
-    """A cell's clock: its share of the time of `cells` cells that are trained together."""
-
-    cells = 1
-
-    def lap(self, step: int) -> float:
-        now = time.perf_counter()
-        elapsed, done = (now - self.last) / self.cells, step - self.step
-        self.seconds, self.last, self.step = self.seconds + elapsed, now, step
-        rate = max(done * self.images_per_step / max(elapsed, 1e-9), 1e-9)
-        append_line(self.path, {"step": step, "seconds": round(self.seconds, 3), "images_per_second": round(rate, 1), "cells": self.cells})
-        return rate
 
 
 def train_group(cells: Sequence[Cell], starts: Sequence[Checkpoint | None], data: ImageData, on_progress: OnProgress | None) -> dict[Path, str]:
@@ -368,7 +279,7 @@ def train_group(cells: Sequence[Cell], starts: Sequence[Checkpoint | None], data
             summed += 1
             logs, draws, saves = (due(step + 1, every, steps) for every in (first.log_every, first.sample_every, first.checkpoint_every))
             if on_host(first) or logs or draws or saves or stop.requested:
-                journal.freeze(healthy, step)
+                freeze(journal.frozen, cells, healthy, step)
             stopping = stop.requested is not None
             if logs or draws or saves or stopping:
                 stack.tell_states(step + 1, summed)
@@ -407,20 +318,7 @@ class Journal:
         self.on_progress = on_progress
         self.frozen: dict[Path, str] = {}
         self.banks = [Bank(config, loss.seeds.banks[k]) for (config, _), k in zip(cells, loss.seeds.of_cell, strict=True)]
-        self.clocks = [ShareClock(folder, config, loss.seeds.population, begun) for config, folder in cells]
-        for clock in self.clocks:
-            clock.cells = len(cells)
-
-    def freeze(self, healthy: Tensor, step: int) -> None:
-        """Note the cells whose flag has gone down: waits for the device."""
-        if bool(healthy.all()):
-            return
-        for (_, folder), flag in zip(self.cells, healthy.cpu(), strict=True):
-            if folder not in self.frozen:
-                try:
-                    check_finite(flag, step, folder)
-                except NonFiniteError as error:
-                    self.frozen[folder] = str(error)
+        self.clocks = share_clocks(cells, loss.seeds.population, begun)
 
     def write(self, step: int, logs: bool, draws: bool, saves: bool) -> None:
         """What is due after this step, of every healthy cell."""
@@ -437,15 +335,14 @@ class Journal:
                 save_samples(state, config, self.loss.channel, self.loss.seeds.shown[k], self.banks[c], folder)
             if saves:
                 save_checkpoint(folder, config, state.step, self.steps, state.tensors() | self.banks[c](state), {"summed": state.summed})
-        if told and self.on_progress is not None:
-            self.on_progress(dataclasses.replace(told[0], seconds_left=told[0].seconds_left * len(self.cells)))
+        tell_of_all(told, len(self.cells), self.on_progress)
 
 
 # ---- the door -------------------------------------------------------------------------------------------------------------------------------
 
 
 def train_stacked(
-    cells: Sequence[Cell],
+    cells: Sequence[AnyCell],
     data: ImageData | str | os.PathLike[str],
     *,
     source: str | None = None,
@@ -453,10 +350,10 @@ def train_stacked(
     on_progress: OnProgress | None = None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> list[Run]:
-    """Train cells that differ only in beta and seed together, each into an ordinary run folder, and open them.
+    """Train cells that differ only in what VARIED names together, each into an ordinary run folder, and open them.
 
     Args:
-        cells: (configuration, run folder) of each. data, source, warn: as for `periplus.train`.
+        cells: (configuration, run folder) of each, all autoencoders or all adversarial models. data, source, warn: as for `periplus.train`.
         resume: go on from the newest checkpoints. Cells that are finished are left out of the stack; those at different steps (a kill in the middle
             of saving) are trained as one stack after the other.
         on_progress: called at every line of metrics: images per second of all cells, time left of the stack.
@@ -472,7 +369,7 @@ def train_stacked(
     if reason := why_not([config for config, _ in cells]):
         raise UsageError(f"these cells cannot be trained as one program: {reason}")
     record, decided = describe_data(data, source), plan(cells[0][0], data)
-    known = [(config, folder) for (config, folder) in ((resolve(c, data), Path(f)) for c, f in cells) if isinstance(config, AutoencoderConfig)]
+    known = [(resolve(config, data), Path(folder)) for config, folder in cells]
     frozen: dict[Path, str] = {}
     with contextlib.ExitStack() as locks:
         left = list(_enter(known, decided, record, resume, locks))
@@ -481,19 +378,28 @@ def train_stacked(
         keep_freed_memory()
         with torch.random.fork_rng(devices=cuda_index(device)), deterministic(device):
             for step in sorted({_step(start) for start in starts} - {decided.steps}, reverse=True):
-                group = [(cell, start) for cell, start in zip(left, starts, strict=True) if _step(start) == step]
-                _say_stacked([folder for (_, folder), _ in group])
-                frozen |= train_group([cell for cell, _ in group], [start for _, start in group], data, on_progress)
+                group = [(*cell, start) for cell, start in zip(left, starts, strict=True) if _step(start) == step]
+                _say_stacked([folder for _, folder, _ in group])
+                frozen |= _train_kind(group, data, on_progress)
     if frozen:
         raise FrozenCells(frozen, len(known))
     return [Run(folder, config.device) for config, folder in known]
+
+
+def _train_kind(group: Sequence[tuple[Config, Path, Checkpoint | None]], data: ImageData, on_progress: OnProgress | None) -> dict[Path, str]:
+    """Train prepared cells with the stack for their kind."""
+    starts = [start for _, _, start in group]
+    adversarial = [(config, folder) for config, folder, _ in group if isinstance(config, AdversarialConfig)]
+    if adversarial:
+        return ensembles.train_ensemble(adversarial, starts, data, on_progress)
+    return train_group([(config, folder) for config, folder, _ in group if isinstance(config, AutoencoderConfig)], starts, data, on_progress)
 
 
 def _step(start: Checkpoint | None) -> int:
     return 0 if start is None else start.step
 
 
-def _enter(cells: Iterable[Cell], decided: Plan, record: DataRecord, resume: bool, locks: contextlib.ExitStack) -> Iterator[Cell]:
+def _enter(cells: Iterable[AnyCell], decided: Plan, record: DataRecord, resume: bool, locks: contextlib.ExitStack) -> Iterator[AnyCell]:
     """The cells with something left to do, their folders made and locked for as long as `locks` is open."""
     for config, folder in cells:
         check_vacant(folder, resume)
@@ -506,8 +412,6 @@ def _enter(cells: Iterable[Cell], decided: Plan, record: DataRecord, resume: boo
 
 def _say_stacked(folders: Sequence[Path]) -> None:
     """Let env.json say that this session's time is a share."""
-    import json
-
     for folder in folders:
         path, sessions = folder / "env.json", read_environment(folder)
         record = json.loads(path.read_text(encoding="utf-8"))
