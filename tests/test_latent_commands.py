@@ -114,11 +114,20 @@ def test_a_long_inversion_that_was_stopped_goes_on(call: Call, run: Path, tmp_pa
         stopped = call(*words, tmp_path / "again")
     assert stopped.code == 130 and stopped.err.splitlines()[-1] == "periplus: stopped by SIGTERM"
     assert not (tmp_path / "again" / "inversion.json").exists()
+    refused = call("invert", run, "--n", 5, "--starts", 2, "--domain", "free", "--out", tmp_path / "again")
+    assert refused.code == 4 and "again/parts holds another job (starts was 1, is 2): choose another folder, or delete it" in refused.err
     assert call(*words, tmp_path / "again").code == 0
     first, second = (load_file(tmp_path / name / "codes.safetensors") for name in ("whole", "again"))
     assert all(torch.equal(first[name].double().nan_to_num(7), second[name].double().nan_to_num(7)) for name in first)
-    refused = call("invert", run, "--n", 5, "--starts", 2, "--domain", "free", "--out", tmp_path / "again")
-    assert refused.code == 4 and "again/parts holds another job (starts was 1, is 2): choose another folder, or delete it" in refused.err
+    assert not (tmp_path / "again" / "parts").exists()  # all of it is in codes.safetensors
+
+
+@pytest.mark.parametrize("command", ["invert", "path"])
+def test_an_out_that_cannot_be_a_folder_is_refused_before_the_search(call: Call, run: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    answer = call(command, run, "--out", tmp_path / "thesis.tex" / "deep")
+    assert answer.code == 2 and "thesis.tex is a file, and a folder is needed" in answer.err and "inverting" not in answer.err
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
 # ---- path -------------------------------------------------------------------------------------------------------------------------------------
@@ -182,7 +191,7 @@ def test_path_of_classes_and_files(call: Call, run: Path, tmp_path: Path) -> Non
         ("invert RUN --files no.png", 3, "no.png: no such file"),
         ("invert RUN --files BROKEN", 3, "broken.png: is empty"),
         ("invert RUN --split valid", 2, "--split is 'valid'"),
-        ("invert RUN --n 1 --out FILE", 2, "check the path"),
+        ("invert RUN --n 1 --out FILE", 2, "a folder is needed"),
         ("path RUN --pairs 0-5", 2, "--pairs has '0-5'.*such as 0,5"),
         ("path RUN --pairs 5,5", 2, "--pairs has '5,5'"),
         ("path RUN --pairs 0,999", 2, "image 999 does not exist"),

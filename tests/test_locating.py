@@ -357,5 +357,5 @@ def test_sentences_of_paths_follow_the_data() -> None:
     assert "Not converged: 1 of 2 pairs (test 0 to test 0), with a residual up to 0.3" in left and "Not converged" not in said(pair())
     other = copy.deepcopy(pair())
     other["a"] = {**other["a"], "is_best": False, "kind": "unfinished", "share": 0.3}
-    assert "10.0 % to 30.0 % of Dist^2; 1 end of 2 took another minimum" in said(other) and "1 of 2 are not certified" in said(other)
+    assert "10.0 % to 30.0 % of Dist^2; 1 end of 2 took another minimum" in said(other) and "1 of 2 is not certified" in said(other)
     assert "1 of 2 pairs: both images have the same code" in said(pair(), pair(distance=0.0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -92,6 +93,7 @@ class Invert(Locating):
         if self.domain == "prior" and self.prior_weight is None:
             raise UsageError("--domain prior needs --prior-weight, the factor of |z|^2 in what is minimised")
         self.check_sources()
+        check_out(self.out)
         run = load_run(self.folder, self.device)
         targets = self.targets(run)
         search = Search(self.starts, self.domain, self.radius, self.prior_weight, self.keep, self.seed)
@@ -103,6 +105,8 @@ class Invert(Locating):
             inversion = locate(run, targets, search, kept, display)
         record = inversion_record(run, targets, inversion, search)
         whole = write_inversion(run, targets, inversion, record, out, self.command)
+        if kept is not None:
+            shutil.rmtree(kept)  # all of it is in codes.safetensors now, and the next search may be another one
         if self.json:
             self.tell(whole)
             return
@@ -116,6 +120,15 @@ class Invert(Locating):
         if self.files:
             return read_files(run, self.files)
         return choose(images_of(run, self.split, self.data_root), None if self.all else self.n, self.classes)
+
+
+def check_out(out: Path | None) -> None:
+    """Raise UsageError, before anything is searched, for an --out that cannot be a folder."""
+    for place in (out, *out.parents) if out is not None else ():
+        if place.exists():
+            if not place.is_dir():
+                raise UsageError(f"--out is {out}: {place} is a file, and a folder is needed")
+            return
 
 
 def write_inversion(run: Run, targets: Targets, inversion: Inversion, record: dict[str, Any], out: Path, command: str) -> dict[str, Any]:
@@ -198,6 +211,7 @@ class FindPath(Locating):
         from periplus.runs import load_run
 
         self.check_sources(pairs=self.pairs)
+        check_out(self.out)
         for name, least in (("segments", 1), ("alternatives", 1), ("steps", 2)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name} is {getattr(self, name)}: at least {least} is needed")
