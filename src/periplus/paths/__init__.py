@@ -36,7 +36,7 @@ POWERS: dict[str, int] = {"length": 2, "energy": 1}
 #: Pairs that are searched at once.
 CHUNK = 128
 #: Relative quadrature error that is enough for the curves that a path is compared with, and chords of the arc among them.
-COMPARED, CHORDS = 1e-3, 32
+COMPARED, CHORDS = 1e-3, 24
 #: Points of quadrature to a segment of a second search, for pairs whose first one ended where no path may go.
 CAREFUL = 16
 
@@ -159,13 +159,13 @@ def minimal_path(
     cost = ImageCost(decode, x_a.to(dtype), x_b.to(dtype))
     check_ends(cost, a, b, owner)
     squared = cost.scale
-    found = in_chunks(a, b, owner, cost, segments, power, everywhere, seed, tolerance, on_progress)
+    found, value, error = in_chunks(a, b, owner, cost, segments, power, everywhere, seed, tolerance, on_progress)
     codes = found.points[:, [0, -1]]
     away = ((cost(codes, torch.arange(len(codes), device=codes.device)) - 0.5).clamp(min=0) / 2 * squared[:, None]).sqrt()  # r = ||G - M||
     distance = (codes[:, 1] - codes[:, 0]).norm(dim=1)
     least = floor(squared, distance, power)
     bound = least if lipschitz is None else lipschitz_floor(squared, distance, away[:, 0], away[:, 1], lipschitz, power)
-    return finish(found, cost, power, norm, least, bound, squared, z_a, z_b)
+    return finish(found, value, error, cost, power, norm, least, bound, squared, z_a, z_b)
 
 
 def minimal_path_for_cost(
@@ -191,9 +191,9 @@ def minimal_path_for_cost(
     first = torch.tensor([int((owner == k).nonzero()[0]) for k in range(len(z_a))], device=a.device)
     priced = ScalarCost(cost, a[first], b[first])
     check_ends(priced, a, b, owner)
-    found = in_chunks(a, b, owner, priced, segments, power, everywhere, seed, tolerance, on_progress)
+    found, value, error = in_chunks(a, b, owner, priced, segments, power, everywhere, seed, tolerance, on_progress)
     nothing = torch.zeros_like(priced.scale)
-    return finish(found, priced, power, norm, nothing, nothing, nothing * torch.nan, z_a, z_b)
+    return finish(found, value, error, priced, power, norm, nothing, nothing, nothing * torch.nan, z_a, z_b)
 
 
 # ---- checking what came in --------------------------------------------------------------------------------------------------------------------
@@ -283,37 +283,45 @@ def in_chunks(
     seed: int,
     tolerance: float,
     on_progress: OnProgress | None,
-) -> Found:
-    """Search chunk by chunk: memory does not grow with the number of pairs."""
-    pairs, parts = int(owner.max()) + 1, []
+) -> tuple[Found, Tensor, Tensor]:
+    """Search and measure chunk by chunk: memory does not grow with the number of pairs. Returns what was found, U in the scale, its error."""
+    pairs, parts, measured = int(owner.max()) + 1, [], []
     for first in range(0, pairs, CHUNK):
         rows = (owner >= first) & (owner < first + CHUNK)
         shifted, mine = _Shifted(cost, first), owner[rows] - first
         a, b = z_a[rows].double(), z_b[rows].double()
         ellipse = reach(a, b, shifted, mine) if everywhere else (b - a).norm(dim=1)  # downhill from the line nothing is looked for
         found = search(a, b, shifted, mine, segments, power, ellipse, everywhere, seed, tolerance)
-        parts.append(found if feasible(found, shifted, power).all() else again(found, a, b, shifted, mine, segments, power, ellipse, seed, tolerance))
+        numbers = torch.arange(len(found.points), device=a.device)
+        value, error = measure(found.points, shifted, numbers, power)
+        failed = ~value.isfinite()  # it goes where it may not
+        if bool(failed.any()):
+            found = again(found, failed, a, b, shifted, mine, segments, power, ellipse, seed, tolerance)
+            value[failed], error[failed] = measure(found.points[failed], shifted, numbers[failed], power)
+        parts.append(found)
+        measured.append(torch.stack([value, error]))
         if on_progress is not None:
             on_progress(min(first + CHUNK, pairs), pairs)
     joined = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Found)}
     names = [name for part in joined.pop("names") for name in part]
-    return Found(names=names, **{name: torch.cat(part) for name, part in joined.items()})
-
-
-def feasible(found: Found, cost: PairCost, power: int) -> Tensor:
-    """(P,) which paths go only where the cost is a positive number."""
-    pairs = torch.arange(len(found.points), device=found.points.device)
-    return measure(found.points, cost, pairs, power, COMPARED)[0].isfinite()
+    value, error = torch.cat(measured, 1)
+    return Found(names=names, **{name: torch.cat(part) for name, part in joined.items()}), value, error
 
 
 def again(
-    found: Found, z_a: Tensor, z_b: Tensor, cost: PairCost, owner: Tensor, segments: int, power: int, ellipse: Tensor, seed: int, tolerance: float
+    found: Found,
+    failed: Tensor,
+    z_a: Tensor,
+    z_b: Tensor,
+    cost: PairCost,
+    owner: Tensor,
+    segments: int,
+    power: int,
+    ellipse: Tensor,
+    seed: int,
+    tolerance: float,
 ) -> Found:
-    """The pairs of a chunk whose paths go where they may not, searched once more: everywhere, wider, and with CAREFUL points to a segment.
-
-    What the second search has found is kept where it may go there, or where the first may not either.
-    """
-    failed = ~feasible(found, cost, power)
+    """The failed pairs (P,) of a chunk searched once more: everywhere, wider, and with CAREFUL points to a segment."""
     numbers = failed.nonzero()[:, 0]
     rows = failed[owner]
     some = _Chosen(cost, numbers)
@@ -340,11 +348,22 @@ def reach(z_a: Tensor, z_b: Tensor, cost: PairCost, pairs: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(line.nan_to_num(torch.inf), distance / 2), WIDEST * distance)
 
 
-def finish(found: Found, cost: PairCost, power: int, norm: str, least: Tensor, bound: Tensor, squared: Tensor, z_a: Tensor, z_b: Tensor) -> Path:
-    """Measure what was found, and put what bounds it beside it."""
+def finish(
+    found: Found,
+    value: Tensor,
+    error: Tensor,
+    cost: PairCost,
+    power: int,
+    norm: str,
+    least: Tensor,
+    bound: Tensor,
+    squared: Tensor,
+    z_a: Tensor,
+    z_b: Tensor,
+) -> Path:
+    """What was found and measured, with what it is compared with and what bounds it beside it."""
     points, pairs = found.points, torch.arange(len(found.points), device=found.points.device)
     a, b = points[:, 0], points[:, -1]
-    value, error = measure(points, cost, pairs, power)
     line, arc = (measure(curve, cost, pairs, power, COMPARED)[0] for curve in (straight(a, b, 4), spherical(a, b, CHORDS)))
     distance = (b - a).norm(dim=1)
     same = distance == 0
