@@ -1,6 +1,6 @@
 """Kill training runs with SIGKILL, resume them, and compare every bit with a run that was left alone.
 
-    python benchmarks/kill_runs.py --kills 60 --out DIR
+    python benchmarks/kill_runs.py --kills 64 --out DIR
 
 For each model one reference run on the digits, uninterrupted. Then runs that are killed one to three times each, resumed after every kill, and at
 last compared with the reference: `config.toml`, `metrics.jsonl`, `samples/` and `checkpoints/`, names and bytes. The kills are real (SIGKILL, real
