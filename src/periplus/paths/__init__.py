@@ -24,9 +24,9 @@ from torch import Tensor
 from periplus.errors import NonFiniteError, UsageError
 from periplus.paths.bounds import certified_lipschitz, floor, lipschitz_floor
 from periplus.paths.costs import Cost, Decoder, ImageCost, PairCost, ScalarCost
-from periplus.paths.measuring import measure
+from periplus.paths.measuring import measure, measure_curve
 from periplus.paths.searching import CONVERGED, Found, search
-from periplus.paths.starts import WIDEST, spherical, straight
+from periplus.paths.starts import WIDEST, spherical, spherical_with_speed, straight
 
 __all__ = ["CONVERGED", "Path", "certified_lipschitz", "minimal_path", "minimal_path_for_cost"]
 
@@ -35,8 +35,8 @@ OnProgress = Callable[[int, int], None]
 POWERS: dict[str, int] = {"length": 2, "energy": 1}
 #: Pairs that are searched at once.
 CHUNK = 128
-#: Relative quadrature error that is enough for the curves that a path is compared with, and chords of the arc among them.
-COMPARED, CHORDS = 1e-3, 24
+#: Relative quadrature error that is enough for the straight line; steps along the spherical arc.
+COMPARED, ARC_STEPS = 1e-3, 32
 #: Points of quadrature to a segment of a second search, for pairs whose first one ended where no path may go.
 CAREFUL = 16
 
@@ -364,7 +364,8 @@ def finish(
     """What was found and measured, with what it is compared with and what bounds it beside it."""
     points, pairs = found.points, torch.arange(len(found.points), device=found.points.device)
     a, b = points[:, 0], points[:, -1]
-    line, arc = (measure(curve, cost, pairs, power, COMPARED)[0] for curve in (straight(a, b, 4), spherical(a, b, CHORDS)))
+    line = measure(straight(a, b, 4), cost, pairs, power, COMPARED, places=16)[0]
+    arc = measure_curve(*spherical_with_speed(a, b, ARC_STEPS), cost, pairs, power)
     distance = (b - a).norm(dim=1)
     same = distance == 0
     value = torch.where(same, 0.0, value)

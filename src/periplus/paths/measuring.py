@@ -17,12 +17,14 @@ from periplus.paths.energy import refine
 
 #: Relative quadrature error that is aimed at, and doublings after which it is reported as it is.
 ACCURACY, DOUBLINGS = 9e-5, 8
-#: Points along a polyline at least: of fewer, kinks make the change between two rules a poor estimate of the error.
-POINTS = 64
+PLACES = 48
 
 
-def measure(points: Tensor, cost: PairCost, pairs: Tensor, power: int, accuracy: float = ACCURACY) -> tuple[Tensor, Tensor]:
-    """U (R,) of polylines (R, N+1, d) in units of the pair's scale, and its relative quadrature error (R,). `power`: 2 length, 1 energy reading."""
+def measure(points: Tensor, cost: PairCost, pairs: Tensor, power: int, accuracy: float = ACCURACY, places: int = PLACES) -> tuple[Tensor, Tensor]:
+    """U (R,) of polylines (R, N+1, d) in units of the pair's scale, and its relative quadrature error (R,). `power`: 2 length, 1 energy reading.
+
+    At `places` points along a polyline at least: of fewer, kinks make the change between two rules a poor estimate of the error.
+    """
     lengths = points.diff(dim=1).norm(dim=2)
     factor = lengths if power == 2 else (points.shape[1] - 1) * lengths.square()
     value = torch.full((len(points),), torch.nan, dtype=torch.float64, device=points.device)
@@ -39,11 +41,17 @@ def measure(points: Tensor, cost: PairCost, pairs: Tensor, power: int, accuracy:
         change = (factor[rows] * (fine - coarse).abs()).sum(1)
         error[rows] = torch.where(value[rows] > 0, change / value[rows], 0.0)
         error[rows] = torch.where(value[rows].isfinite(), error[rows], torch.inf)
-        going = value[rows].isfinite() & ((error[rows] > accuracy) | (parts * (points.shape[1] - 1) < POINTS))
+        going = value[rows].isfinite() & ((error[rows] > accuracy) | (parts * (points.shape[1] - 1) < places))
         rows, c, coarse = rows[going], c[going], fine[going]
         if not len(rows):
             break
     return value, error
+
+
+def measure_curve(points: Tensor, speed: Tensor, cost: PairCost, pairs: Tensor, power: int) -> Tensor:
+    """U (R,) of smooth curves at equal steps of time, points (R, K+1, d) and speeds (R, K+1), K even, by Simpson's rule; its error is not told."""
+    c, steps = cost(points, pairs), points.shape[1] - 1
+    return simpson(c * (speed if power == 2 else speed.square()), steps)[:, 0]
 
 
 def between(points: Tensor, parts: int) -> Tensor:

@@ -43,6 +43,11 @@ def straight(z_a: Tensor, z_b: Tensor, segments: int) -> Tensor:
 
 def spherical(z_a: Tensor, z_b: Tensor, segments: int) -> Tensor:
     """Spherical interpolation (R, N+1, d): the direction along the great circle, the norm linearly. Straight where the ends are parallel."""
+    return spherical_with_speed(z_a, z_b, segments)[0]
+
+
+def spherical_with_speed(z_a: Tensor, z_b: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+    """Spherical interpolation (R, N+1, d), and its speed |Z'| (R, N+1) there: with norm rho and angle theta, sqrt(rho'^2 + rho^2 theta^2)."""
     a, b = z_a.double()[:, None], z_b.double()[:, None]
     norms = [part.norm(dim=2, keepdim=True) for part in (a, b)]
     units = [part / norm.clamp(min=1e-300) for part, norm in zip((a, b), norms, strict=True)]
@@ -51,9 +56,10 @@ def spherical(z_a: Tensor, z_b: Tensor, segments: int) -> Tensor:
     usable = (angle.sin() > 1e-6) & (norms[0] > 0) & (norms[1] > 0)
     sine = torch.where(usable, angle.sin(), 1.0)
     direction = ((1 - t) * angle).sin() / sine * units[0] + (t * angle).sin() / sine * units[1]
-    curve = direction * (norms[0] * (1 - t) + norms[1] * t)
-    curve = torch.where(usable, curve, a * (1 - t) + b * t)
-    return torch.cat([a, curve[:, 1:-1], b], 1)
+    norm = norms[0] * (1 - t) + norms[1] * t
+    curve = torch.where(usable, direction * norm, a * (1 - t) + b * t)
+    speed = torch.where(usable, ((norms[1] - norms[0]).square() + (norm * angle).square()).sqrt(), (b - a).norm(dim=2, keepdim=True))
+    return torch.cat([a, curve[:, 1:-1], b], 1), speed[:, :, 0]
 
 
 def times(segments: int, like: Tensor) -> Tensor:
