@@ -54,7 +54,7 @@ def one(job: tuple[str, int, argparse.Namespace]) -> dict:
         "final_metrics": run.metrics[-1],
         "evaluation": record,
         "commit": commit(),
-        "environment": environment("cpu"),
+        "environment": environment(run.config.device),
     }
 
 

@@ -40,6 +40,12 @@ CRITICS: dict[str, tuple[Make, tuple[int, int, int]]] = {
     "conv": (lambda: ConvCritic((1, 8, 12), channels=(4, 6), hidden=5), (1, 8, 12)),
     "conv, colour": (lambda: ConvCritic((3, 8, 8), channels=(4, 6), hidden=5), (3, 8, 8)),
     "odd sizes": (odd, (3, 11, 8)),
+    "in place": (
+        lambda: nn.Sequential(
+            nn.Flatten(), nn.Linear(16, 9), nn.LeakyReLU(0.2, inplace=True), nn.Linear(9, 7), nn.ReLU(inplace=True), nn.Linear(7, 1)
+        ),
+        (1, 4, 4),
+    ),
 }
 
 

@@ -228,13 +228,19 @@ def initialise_convolutions(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def check_image_shape(image_shape: Sequence[int]) -> None:
-    """Raise UsageError for a (C, H, W) that the mlp cannot serve."""
+def check_channels(image_shape: Sequence[int]) -> None:
+    """Raise UsageError for what is no (C, H, W) of one or three channels."""
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise UsageError(f"image shape must be (C, H, W) with positive sizes, not {tuple(image_shape)}")
     channels, height, width = image_shape
     if channels not in (1, 3):
         raise UsageError(f"images have {channels} channels: 1 (grey) or 3 (colour) are served; pass networks= for others")
+
+
+def check_image_shape(image_shape: Sequence[int]) -> None:
+    """Raise UsageError for a (C, H, W) that the mlp cannot serve."""
+    check_channels(image_shape)
+    channels, height, width = image_shape
     if channels * height * width > MLP_MAX_PIXELS:
         raise UsageError(
             f"{channels}x{height}x{width} images are too large for architecture 'mlp' (at most {MLP_MAX_PIXELS} values): "
@@ -244,7 +250,7 @@ def check_image_shape(image_shape: Sequence[int]) -> None:
 
 def check_conv_shape(image_shape: ImageShape) -> tuple[int, int]:
     """The sides of the smallest feature map, a quarter of the image's. Raises UsageError for sizes that cannot be halved twice."""
-    check_image_shape(image_shape)
+    check_channels(image_shape)
     _, height, width = image_shape
     if height % 4 or width % 4:
         nearest = 4 * max(1, round(max(height, width) / 4))
@@ -261,9 +267,10 @@ def parameter_count(module: nn.Module) -> int:
 
 def place(module: nn.Module, device: str) -> nn.Module:
     """A module on a device, the weights of its convolutions channels last in memory: a step of the conv pair then takes two thirds of the time."""
-    if any(isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) for layer in module.modules()):
-        return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-    return module.to(device)
+    for layer in module.to(device).modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 def has_batch_norm(module: nn.Module) -> bool:

@@ -109,8 +109,9 @@ def relativistic_generator_loss(real_score: Tensor, fake_score: Tensor, dim: int
 def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """x_hat = e x + (1 - e) G(z) with one e ~ U[0, 1] per example, broadcast over channels and pixels."""
     device = real.device if generator is None else generator.device
-    e = torch.rand((real.shape[0],) + (1,) * (real.dim() - 1), generator=generator, device=device, dtype=real.dtype)
-    return torch.lerp(fake, real, e.to(real.device))
+    wide = real.dtype if real.dtype == torch.float64 else torch.float32  # of bfloat16 there are 256 weights only
+    e = torch.rand((real.shape[0],) + (1,) * (real.dim() - 1), generator=generator, device=device, dtype=wide)
+    return torch.lerp(fake, real, e.to(real.device, real.dtype))
 
 
 def gradient_penalty(
@@ -177,12 +178,17 @@ def gradient_norm(gradient: Tensor) -> Tensor:
 
 def score_gradient(critic: Critic, images: Tensor, create_graph: bool = False) -> Tensor:
     """grad_x D(x) for every example, (B, C, H, W). `images` must require grad. Raises UsageError as `gradient_penalty` does."""
+    return score_and_gradient(critic, images, create_graph)[1]
+
+
+def score_and_gradient(critic: Critic, images: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+    """D(x) (B,) and grad_x D(x) (B, C, H, W), from one pass. `images` must require grad. Raises UsageError as `gradient_penalty` does."""
     scores = check_scores(critic(images), images.shape[0])
     if not scores.requires_grad:  # a constant critic: its gradient is zero, not an error
-        return torch.zeros_like(images)
+        return scores, torch.zeros_like(images)
     refuse_mixing(critic, scores, images)
-    (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=create_graph, materialize_grads=True)
-    return gradient
+    (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=create_graph, retain_graph=True, materialize_grads=True)
+    return scores, gradient
 
 
 def check_scores(scores: Tensor, batch: int) -> Tensor:

@@ -136,9 +136,11 @@ def piecewise_linear(critic: nn.Module) -> PiecewiseLinear | None:
 
 
 def rectifier(stage: nn.Module) -> nn.Module:
-    """A ReLU as a leaky one of slope 0; dropout that does nothing as nothing; other stages as they are."""
+    """A ReLU as a leaky one of slope 0; none of them in place, where they would overwrite what is kept; dropout that does nothing as nothing."""
     if type(stage) is nn.ReLU:
         return nn.LeakyReLU(0.0)
+    if type(stage) is nn.LeakyReLU and stage.inplace:
+        return nn.LeakyReLU(stage.negative_slope)
     return nn.Identity() if isinstance(stage, nn.Dropout) and (stage.p == 0 or not stage.training) else stage
 
 

@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import arg
 
 from periplus.commands import NOT_FOR, Common, attribute_documents, preset_config, value_of, without_none
-from periplus.config import MODELS, Config, nearest
+from periplus.config import MODELS, AutoencoderConfig, Config, nearest
 from periplus.errors import UsageError
 
 #: Options that a resumed sweep takes from its folder where they are left out.
@@ -69,7 +69,8 @@ class SweepOptions(Common):
         if self.json:
             self.tell(results)
             return
-        table(*table_rows(results), title=f"{self.out}: means over seeds ± half the 95 % interval, nats")
+        unit = ", nats" if MODELS[sweep.base.model] is AutoencoderConfig else ""
+        table(*table_rows(results), title=f"{self.out}: means over seeds ± half the 95 % interval{unit}")
         names = [name for name in ("sweep.json", "sweep.csv", "curve.svg") if (self.out / name).exists()]
         print("\n".join(str(self.out / name) for name in names))
 

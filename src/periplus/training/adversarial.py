@@ -223,15 +223,18 @@ def judge_first_order(chain: PiecewiseLinear, real: Tensor, fake: Tensor, penalt
 
 
 def judge_second_order(critic: nn.Module, real: Tensor, fake: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
-    """`judge` for any critic: the penalty by differentiating twice."""
+    """`judge` for any critic: the penalty by differentiating twice, R1 and R2 those of the very scores."""
+    if penalty == "zero-centred":
+        both = torch.cat([real, fake]).requires_grad_()
+        score, gradient = objectives.score_and_gradient(critic, both, create_graph=True)
+        real_score, fake_score = score.float().chunk(2)
+        return real_score, fake_score, 2 * objectives.squared_norm(gradient).mean()
     if has_batch_norm(critic):
         real_score, fake_score = scores(critic, real), scores(critic, fake)
     else:
         real_score, fake_score = scores(critic, torch.cat([real, fake])).chunk(2)
     if penalty == "interpolated":
         return real_score, fake_score, objectives.gradient_penalty(critic, real, fake).mean()
-    if penalty == "zero-centred":
-        return real_score, fake_score, 2 * objectives.zero_centred_penalty(critic, torch.cat([real, fake])).mean()
     return real_score, fake_score, torch.zeros((), device=real.device)
 
 
@@ -288,11 +291,12 @@ def train_adversarial(
             if due(state.step, config.sample_every, steps):
                 check_finite(healthy, step, folder)
                 save_samples(state, config, folder)
-            if due(state.step, config.checkpoint_every, steps) or stop.requested:
+            stopping = stop.requested  # read once: a signal may come between two looks
+            if due(state.step, config.checkpoint_every, steps) or stopping:
                 check_finite(healthy, step, folder)
                 save(state, config, folder, steps)
-            if stop.requested and state.step < steps:
-                raise Interrupted(f"stopped by {stop.requested} at step {state.step} of {steps}; resume with --resume --out {folder}")
+            if stopping and state.step < steps:
+                raise Interrupted(f"stopped by {stopping} at step {state.step} of {steps}; resume with --resume --out {folder}")
 
 
 def save(state: State, config: AdversarialConfig, folder: Path, steps: int) -> None:

@@ -192,11 +192,12 @@ def train_autoencoder(
                 check_finite(healthy, step, folder)
                 with evaluation_mode(state.networks["encoder"], state.networks["decoder"]):
                     save_samples(state, config, channel, watched, bank, folder)
-            if due(state.step, config.checkpoint_every, steps) or stop.requested:
+            stopping = stop.requested  # read once: a signal may come between two looks
+            if due(state.step, config.checkpoint_every, steps) or stopping:
                 check_finite(healthy, step, folder)
                 save_checkpoint(folder, config, state.step, steps, state.tensors() | bank(state), {"summed": state.summed})
-            if stop.requested and state.step < steps:
-                raise Interrupted(f"stopped by {stop.requested} at step {state.step} of {steps}; resume with --resume --out {folder}")
+            if stopping and state.step < steps:
+                raise Interrupted(f"stopped by {stopping} at step {state.step} of {steps}; resume with --resume --out {folder}")
 
 
 def mean_image(data: ImageData) -> Tensor:

@@ -351,9 +351,9 @@ def train_ensemble(cells: Sequence[Cell], starts: Sequence[Checkpoint | None], d
             ensemble.sums += measures
             summed += 1
             logs, draws, saves = (due(step + 1, every, steps) for every in (first.log_every, first.sample_every, first.checkpoint_every))
-            if on_host(first) or logs or draws or saves or stop.requested:
+            stopping = stop.requested is not None  # read once: a signal may come between two looks
+            if on_host(first) or logs or draws or saves or stopping:
                 freeze(journal.frozen, cells, healthy, step)
-            stopping = stop.requested is not None
             if logs or draws or saves or stopping:
                 journal.write(step + 1, summed, logs, draws, saves or stopping)
             if logs:

@@ -278,9 +278,9 @@ def train_group(cells: Sequence[Cell], starts: Sequence[Checkpoint | None], data
             stack.sums += measures.double()
             summed += 1
             logs, draws, saves = (due(step + 1, every, steps) for every in (first.log_every, first.sample_every, first.checkpoint_every))
-            if on_host(first) or logs or draws or saves or stop.requested:
+            stopping = stop.requested is not None  # read once: a signal may come between two looks
+            if on_host(first) or logs or draws or saves or stopping:
                 freeze(journal.frozen, cells, healthy, step)
-            stopping = stop.requested is not None
             if logs or draws or saves or stopping:
                 stack.tell_states(step + 1, summed)
                 journal.write(step, logs, draws, saves or stopping)
