@@ -56,8 +56,11 @@ class BenchTrain(Common):
             torch.set_num_threads(self.threads)
         if self.out is not None and self.out.is_dir():
             raise UsageError(f"--out is {self.out}, a folder: name a file")
-        if self.out is not None and not self.out.absolute().parent.is_dir():
-            raise UsageError(f"--out is {self.out}, but there is no folder {self.out.parent}: make it first")
+        if self.out is not None:  # before minutes of measuring, not after
+            try:
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"--out is {self.out}: {self.out.parent} cannot be made a folder ({error.strerror})") from None
         config = AdversarialConfig(self.model, architecture=self.architecture, precision=self.precision, device=self.device)
         data = load_data(self.data, root=self.data_root, image_size=self.image_size)
         measured = bench_train(config, data, self.batch_sizes, rounds=self.rounds, seconds=self.seconds, say=note)
