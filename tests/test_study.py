@@ -6,6 +6,7 @@ in this process by the very words of their cells, which saves an interpreter's s
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
 import dataclasses
@@ -1037,3 +1038,18 @@ def test_a_report_measures_on_the_data_of_the_run(split: str, tmp_path: Path) ->
     with pytest.raises(UsageError, match="was trained on other data than 'digits' gives now"):
         report_runs([tmp_path / "run"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_no_two_chapters_use_one_label() -> None:
+    """A whole study is one document: chapters that are tested apart must not call two things the same."""
+    owners: dict[str, str] = {}
+    for path in sorted((Path(periplus.__file__).parent / "study").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            named = [k.value for k in node.keywords if k.arg == "label"]
+            if isinstance(node.func, ast.Name) and node.func.id == "Equation":
+                named += node.args[1:2]
+            for label in {n.value for n in named if isinstance(n, ast.Constant) and isinstance(n.value, str)}:
+                assert owners.setdefault(label, path.name) == path.name, f"'{label}' is a label in {owners[label]} and in {path.name}"
+    assert {"path-gradient", "gradient", "inversion"} <= owners.keys()

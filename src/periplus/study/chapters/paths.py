@@ -238,7 +238,7 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Equation(
             "g_i = (partial E_h) / (partial Z_i) = 2 N (overline(w)_(i-1) d_(i-1) - overline(w)_i d_i) + s_i, quad "
             "s_i = N / 2 nabla w_i (norm(d_(i-1))^2 + norm(d_i)^2), quad nabla c = 4 J^top (G - M),",
-            "gradient",
+            "path-gradient",
         ),
         Paragraph(
             "where $J^top (G - M)$ is one backward pass through the generator. (The solver puts one point more into every segment: near a kink the "
