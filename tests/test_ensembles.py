@@ -26,6 +26,7 @@ from periplus.runs import read_environment
 from periplus.stacking import Affine, StackedBatchNorm1d, as_views, stack_modules
 from periplus.sweeps import Sweep, choose_engine, make_sweep
 from periplus.training import adversarial, ensembles, steps
+from periplus.training import cells as shared
 from periplus.training.interruption import StopRequest
 from periplus.training.stacked import FrozenCells, train_stacked, why_not
 
@@ -222,7 +223,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             requests[-1].requested = "SIGTERM"
         return taken(ensemble, task, number, healthy)
 
-    monkeypatch.setattr(ensembles, "StopRequest", Request)
+    monkeypatch.setattr(shared, "StopRequest", Request)
     monkeypatch.setattr(ensembles, "ensemble_step", counted)
 
 

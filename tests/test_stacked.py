@@ -154,7 +154,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             requests[-1].requested = "SIGTERM"
         return taken(stack, loss, number, healthy)
 
-    monkeypatch.setattr(stacked, "StopRequest", Request)
+    monkeypatch.setattr(shared, "StopRequest", Request)
     monkeypatch.setattr(stacked, "stacked_step", counted)
 
 

@@ -40,19 +40,8 @@ from periplus.runs import build_networks
 from periplus.seeds import stream
 from periplus.textbook import Textbook, from_loader, in_memory
 from periplus.training import cuda_index, plan
-from periplus.training.adversarial import (
-    CRITIC_LOSSES,
-    PENALTIES,
-    Penalty,
-    State,
-    judge,
-    judge_second_order,
-    make_fakes,
-    new_state,
-    penalty_factor,
-    train_step,
-)
-from periplus.training.steps import Batches, apply_gradients, autocast, hold_out, on_host
+from periplus.training.adversarial import PENALTIES, Judge, Penalty, critic_step, judge, judge_second_order, make_fakes, new_state, train_step
+from periplus.training.steps import Batches, hold_out, on_host
 
 WORKERS = (0, 1, 2)
 PRODUCT_SIZE = 2048
@@ -60,7 +49,6 @@ PRODUCT_SECONDS = 0.4
 WARM_UP = 3
 
 Step = Callable[[], None]
-Judge = Callable[[torch.nn.Module, Tensor, Tensor, Penalty], tuple[Tensor, Tensor, Tensor]]
 Record = dict[str, Any]
 
 
@@ -290,17 +278,9 @@ def critic_step_alone(config: AdversarialConfig, data: ImageData, judged: Judge,
     def step() -> None:
         nonlocal healthy
         with deterministic(config.device):
-            healthy = judged_step(state, config, real, fakes() if made else given, healthy, judged)
+            _, healthy = critic_step(state, config, real, fakes() if made else given, healthy, judged)
 
     return step
-
-
-def judged_step(state: State, config: AdversarialConfig, real: Tensor, fake: Tensor, healthy: Tensor, judged: Judge) -> Tensor:
-    """`periplus.training.adversarial.critic_step` with another judge. Returns the flag alone."""
-    with autocast(config):
-        real_score, fake_score, penalty = judged(state.critic, real, fake, PENALTIES[config.model])
-        loss = CRITIC_LOSSES[config.model](real_score, fake_score) + penalty_factor(config) * penalty
-    return apply_gradients(state.critic_optimizer, state.critic, loss, healthy)[1]
 
 
 # ---- clocks and counters --------------------------------------------------------------------------------------------------------------------

@@ -250,17 +250,6 @@ def all_ends(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # ---- searching and reporting ------------------------------------------------------------------------------------------------------------------
 
 
-class _Shifted(PairCost):
-    """The cost of a stretch of the pairs, numbered from 0."""
-
-    def __init__(self, cost: PairCost, first: int) -> None:
-        self.inner, self.first = cost, first
-        super().__init__(cost.scale[first:], cost.dtype)
-
-    def raw(self, z: Tensor, pairs: Tensor) -> Tensor:
-        return self.inner.raw(z, pairs + self.first)
-
-
 class _Chosen(PairCost):
     """The cost of some of the pairs, numbered from 0."""
 
@@ -288,16 +277,16 @@ def in_chunks(
     pairs, parts, measured = int(owner.max()) + 1, [], []
     for first in range(0, pairs, CHUNK):
         rows = (owner >= first) & (owner < first + CHUNK)
-        shifted, mine = _Shifted(cost, first), owner[rows] - first
+        some, mine = _Chosen(cost, torch.arange(first, min(first + CHUNK, pairs), device=z_a.device)), owner[rows] - first
         a, b = z_a[rows].double(), z_b[rows].double()
-        ellipse = reach(a, b, shifted, mine) if everywhere else (b - a).norm(dim=1)  # downhill from the line nothing is looked for
-        found = search(a, b, shifted, mine, segments, power, ellipse, everywhere, seed, tolerance)
+        ellipse = reach(a, b, some, mine) if everywhere else (b - a).norm(dim=1)  # downhill from the line nothing is looked for
+        found = search(a, b, some, mine, segments, power, ellipse, everywhere, seed, tolerance)
         numbers = torch.arange(len(found.points), device=a.device)
-        value, error = measure(found.points, shifted, numbers, power)
+        value, error = measure(found.points, some, numbers, power)
         failed = ~value.isfinite()  # it goes where it may not
         if bool(failed.any()):
-            found = again(found, failed, a, b, shifted, mine, segments, power, ellipse, seed, tolerance)
-            value[failed], error[failed] = measure(found.points[failed], shifted, numbers[failed], power)
+            found = again(found, failed, a, b, some, mine, segments, power, ellipse, seed, tolerance)
+            value[failed], error[failed] = measure(found.points[failed], some, numbers[failed], power)
         parts.append(found)
         measured.append(torch.stack([value, error]))
         if on_progress is not None:

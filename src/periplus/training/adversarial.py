@@ -102,83 +102,23 @@ def new_state(config: AdversarialConfig, networks: AdversarialNetworks, device: 
     return State(generator, critic, ema, new_optimizer(generator, config), new_optimizer(critic, config), sums)
 
 
-# ---- one step -------------------------------------------------------------------------------------------------------------------------------
-
-
-def train_step(state: State, config: AdversarialConfig, batches: Batches, healthy: Tensor) -> Tensor:
-    """One generator step with all that belongs to it, on a state that counts on. Returns the flag `healthy`: see `apply_gradients`.
-
-    Once the flag is down, no weight moves any more; the average, the sums and the count go on, and nothing of them should be kept.
-    """
-    seed_step(config, state.step)
-    for k in range(config.critic_steps):
-        real = batches(state.step * config.critic_steps + k)
-        with torch.set_grad_enabled(k == config.critic_steps - 1):  # the generator learns from the last ones alone
-            fake = make_fakes(state, config, real)
-        critic_measures, healthy = critic_step(state, config, real, fake, healthy)
-    generator_measures, healthy = generator_step(state, config, real, fake, healthy)
-    update_average(state.ema, state.generator, config.ema, state.step)
-    state.sums += arrange(critic_measures, generator_measures)
-    state.step, state.summed = state.step + 1, state.summed + 1
-    return healthy
-
-
-def critic_step(state: State, config: AdversarialConfig, real: Tensor, fake: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
-    """One optimiser step of the critic on real images and fakes (B, C, H, W). Returns (measures (5,), healthy): see `apply_gradients`.
-
-    The fakes may carry the generator's graph: nothing here goes into it.
-    """
-    with autocast(config):
-        real_score, fake_score, penalty = judge(state.critic, real, fake.detach(), PENALTIES[config.model])
-        loss = CRITIC_LOSSES[config.model](real_score, fake_score) + penalty_factor(config) * penalty
-    norm, healthy = apply_gradients(state.critic_optimizer, state.critic, loss, healthy)
-    return torch.stack([loss, penalty, real_score.mean(), fake_score.mean(), norm]).detach(), healthy
-
-
-def generator_step(state: State, config: AdversarialConfig, real: Tensor, fake: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
-    """One optimiser step of the generator that has made these fakes (B, C, H, W). Returns (measures (2,), healthy)."""
-    with autocast(config):
-        with torch.no_grad():
-            real_score = scores(state.critic, real) if config.model == "rpgan" else None
-        loss = generator_loss(config, scores(state.critic, fake), real_score)
-    norm, healthy = apply_gradients(state.generator_optimizer, state.generator, loss, healthy)
-    return torch.stack([loss, norm]).detach(), healthy
-
-
-def make_fakes(state: State, config: AdversarialConfig, like: Tensor) -> Tensor:
-    """Fakes (B, C, H, W) of fresh codes for a batch like this one, with the generator's graph."""
-    with autocast(config):
-        fake: Tensor = state.generator(draw_codes(config, like))
-    return fake.to(like.dtype)
-
-
-def scores(critic: nn.Module, images: Tensor) -> Tensor:
-    """The critic's scores (B,) in float32."""
-    return objectives.check_scores(critic(images), len(images)).float()
-
-
-def draw_codes(config: AdversarialConfig, like: Tensor) -> Tensor:
-    """Codes z ~ N(0, 1) (B, d) for a batch like this one."""
-    return torch.randn(len(like), config.latent_dim, device=like.device)
-
-
-def arrange(critic: Tensor, generator: Tensor) -> Tensor:
-    """The measures of one step in the order of MEASURES, float64."""
-    loss, penalty, real, fake, norm = critic.double()
-    generator_loss, generator_norm = generator.double()
-    return torch.stack([loss, generator_loss, penalty, real, fake, norm, generator_norm])
-
-
 # ---- scores and penalties -------------------------------------------------------------------------------------------------------------------
 
 Penalty = Literal["none", "interpolated", "zero-centred"]
 """interpolated: (|grad D| - 1)^2 between real and fake images. zero-centred: |grad D|^2 on real images and on fakes, R1 + R2."""
+Judge = Callable[[nn.Module, Tensor, Tensor, Penalty], tuple[Tensor, Tensor, Tensor]]
+"""Critic, real images and fakes (B, C, H, W) to scores of both, (B,) each, and the unweighted penalty."""
 PENALTIES: dict[str, Penalty] = {"gan": "none", "wgan-gp": "interpolated", "rpgan": "zero-centred"}
 CRITIC_LOSSES: dict[str, Callable[..., Tensor]] = {
     "gan": objectives.gan_discriminator_loss,
     "wgan-gp": objectives.wgan_critic_loss,
     "rpgan": objectives.relativistic_critic_loss,
 }
+
+
+def scores(critic: nn.Module, images: Tensor) -> Tensor:
+    """The critic's scores (B,) in float32."""
+    return objectives.check_scores(critic(images), len(images)).float()
 
 
 def generator_loss(config: AdversarialConfig, fake_score: Tensor, real_score: Tensor | None, dim: int | None = None) -> Tensor:
@@ -236,6 +176,68 @@ def judge_second_order(critic: nn.Module, real: Tensor, fake: Tensor, penalty: P
     if penalty == "interpolated":
         return real_score, fake_score, objectives.gradient_penalty(critic, real, fake).mean()
     return real_score, fake_score, torch.zeros((), device=real.device)
+
+
+# ---- one step -------------------------------------------------------------------------------------------------------------------------------
+
+
+def train_step(state: State, config: AdversarialConfig, batches: Batches, healthy: Tensor) -> Tensor:
+    """One generator step with all that belongs to it, on a state that counts on. Returns the flag `healthy`: see `apply_gradients`.
+
+    Once the flag is down, no weight moves any more; the average, the sums and the count go on, and nothing of them should be kept.
+    """
+    seed_step(config, state.step)
+    for k in range(config.critic_steps):
+        real = batches(state.step * config.critic_steps + k)
+        with torch.set_grad_enabled(k == config.critic_steps - 1):  # the generator learns from the last ones alone
+            fake = make_fakes(state, config, real)
+        critic_measures, healthy = critic_step(state, config, real, fake, healthy)
+    generator_measures, healthy = generator_step(state, config, real, fake, healthy)
+    update_average(state.ema, state.generator, config.ema, state.step)
+    state.sums += arrange(critic_measures, generator_measures)
+    state.step, state.summed = state.step + 1, state.summed + 1
+    return healthy
+
+
+def critic_step(state: State, config: AdversarialConfig, real: Tensor, fake: Tensor, healthy: Tensor, judged: Judge = judge) -> tuple[Tensor, Tensor]:
+    """One optimiser step of the critic on real images and fakes (B, C, H, W). Returns (measures (5,), healthy): see `apply_gradients`.
+
+    The fakes may carry the generator's graph: nothing here goes into it.
+    """
+    with autocast(config):
+        real_score, fake_score, penalty = judged(state.critic, real, fake.detach(), PENALTIES[config.model])
+        loss = CRITIC_LOSSES[config.model](real_score, fake_score) + penalty_factor(config) * penalty
+    norm, healthy = apply_gradients(state.critic_optimizer, state.critic, loss, healthy)
+    return torch.stack([loss, penalty, real_score.mean(), fake_score.mean(), norm]).detach(), healthy
+
+
+def generator_step(state: State, config: AdversarialConfig, real: Tensor, fake: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
+    """One optimiser step of the generator that has made these fakes (B, C, H, W). Returns (measures (2,), healthy)."""
+    with autocast(config):
+        with torch.no_grad():
+            real_score = scores(state.critic, real) if config.model == "rpgan" else None
+        loss = generator_loss(config, scores(state.critic, fake), real_score)
+    norm, healthy = apply_gradients(state.generator_optimizer, state.generator, loss, healthy)
+    return torch.stack([loss, norm]).detach(), healthy
+
+
+def make_fakes(state: State, config: AdversarialConfig, like: Tensor) -> Tensor:
+    """Fakes (B, C, H, W) of fresh codes for a batch like this one, with the generator's graph."""
+    with autocast(config):
+        fake: Tensor = state.generator(draw_codes(config, like))
+    return fake.to(like.dtype)
+
+
+def draw_codes(config: AdversarialConfig, like: Tensor) -> Tensor:
+    """Codes z ~ N(0, 1) (B, d) for a batch like this one."""
+    return torch.randn(len(like), config.latent_dim, device=like.device)
+
+
+def arrange(critic: Tensor, generator: Tensor) -> Tensor:
+    """The measures of one step in the order of MEASURES, float64."""
+    loss, penalty, real, fake, norm = critic.double()
+    generator_loss, generator_norm = generator.double()
+    return torch.stack([loss, generator_loss, penalty, real, fake, norm, generator_norm])
 
 
 @torch.no_grad()

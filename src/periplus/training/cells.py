@@ -1,10 +1,10 @@
-"""What every stack of cells shares: their optimisers side by side, their share of the time, who is frozen, whom to tell."""
+"""What every stack of cells shares: the loop, their optimisers side by side, their share of the time, who is frozen, whom to tell."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from periplus.config import Config
-from periplus.errors import NonFiniteError
+from periplus.errors import Interrupted, NonFiniteError
 from periplus.runs import append_line
+from periplus.training.interruption import StopRequest
 from periplus.training.journal import Clock, OnProgress, Progress, check_finite
+from periplus.training.steps import due, on_host
 
 C = TypeVar("C", bound=Config)
 Moments = dict[str, Tensor]
@@ -77,6 +79,37 @@ def freeze(frozen: dict[Path, str], cells: Sequence[tuple[C, Path]], healthy: Te
                 check_finite(flag, step, folder)
             except NonFiniteError as error:
                 frozen[folder] = str(error)
+
+
+def run_stack(
+    cells: Sequence[tuple[C, Path]],
+    frozen: dict[Path, str],
+    begun: int,
+    steps: int,
+    advance: Callable[[int], Tensor],
+    write: Callable[[int, bool, bool, bool], None],
+) -> None:
+    """The steps of a stack from `begun` to the last, freezing cells whose flag goes down, until all is done or all are frozen.
+
+    Args:
+        advance: takes step n of all cells, returns their flags (C,). write: leaves behind what is due after n steps: lines, grids, checkpoints.
+
+    Raises Interrupted after a signal, with a checkpoint of every healthy cell left.
+    """
+    first = cells[0][0]
+    with StopRequest() as stop:
+        for step in range(begun, steps):
+            healthy = advance(step)
+            logs, draws, saves = (due(step + 1, every, steps) for every in (first.log_every, first.sample_every, first.checkpoint_every))
+            stopping = stop.requested is not None  # read once: a signal may come between two looks
+            if on_host(first) or logs or draws or saves or stopping:
+                freeze(frozen, cells, healthy, step)
+            if logs or draws or saves or stopping:
+                write(step + 1, logs, draws, saves or stopping)
+            if stopping and step + 1 < steps:
+                raise Interrupted(f"stopped by {stop.requested} at step {step + 1} of {steps} of {len(cells)} cells; go on with --resume")
+            if len(frozen) == len(cells):
+                break
 
 
 def tell_of_all(told: Sequence[Progress], cells: int, on_progress: OnProgress | None) -> None:

@@ -28,7 +28,6 @@ from periplus import objectives
 from periplus.checkpoints import Checkpoint
 from periplus.config import AdversarialConfig
 from periplus.data import ImageData
-from periplus.errors import Interrupted
 from periplus.networks import AdversarialNetworks, Critic
 from periplus.piecewise import piecewise_linear
 from periplus.runs import build_networks
@@ -49,10 +48,9 @@ from periplus.training.adversarial import (
     save,
     save_samples,
 )
-from periplus.training.cells import Moments, freeze, norms_of_cells, share_clocks, stack_moments, tell_of_all
-from periplus.training.interruption import StopRequest
+from periplus.training.cells import Moments, norms_of_cells, run_stack, share_clocks, stack_moments, tell_of_all
 from periplus.training.journal import OnProgress, Progress
-from periplus.training.steps import SWEEP_EVERY, Batches, due, hold_out, on_host, seed_step, some_images, steps_in_all, sweep_subnormals
+from periplus.training.steps import SWEEP_EVERY, Batches, hold_out, seed_step, some_images, steps_in_all, sweep_subnormals
 
 #: What cells of one ensemble may differ in.
 VARIED = ("seed", "learning_rate", "beta1", "beta2", "penalty_weight", "ema")
@@ -342,26 +340,18 @@ def train_ensemble(cells: Sequence[Cell], starts: Sequence[Checkpoint | None], d
     ensemble = stack_states([begin(config, start, data) for config, start in zip(configs, starts, strict=True)], configs)
     factors = torch.tensor([penalty_factor(config) for config in configs], dtype=torch.float32, device=first.device)
     task = Task(first, factors, seeds, dropped_units(ensemble.critic))
-    steps, begun, summed = steps_in_all(first, seeds.population), ensemble.states[0].step, ensemble.states[0].summed
+    steps, begun = steps_in_all(first, seeds.population), ensemble.states[0].step
     journal = Journal(ensemble, seeds, cells, steps, begun, on_progress)
     healthy = torch.ones(len(cells), dtype=torch.bool, device=first.device)
-    with StopRequest() as stop:
-        for step in range(begun, steps):
-            measures, healthy = ensemble_step(ensemble, task, step, healthy)
-            ensemble.sums += measures
-            summed += 1
-            logs, draws, saves = (due(step + 1, every, steps) for every in (first.log_every, first.sample_every, first.checkpoint_every))
-            stopping = stop.requested is not None  # read once: a signal may come between two looks
-            if on_host(first) or logs or draws or saves or stopping:
-                freeze(journal.frozen, cells, healthy, step)
-            if logs or draws or saves or stopping:
-                journal.write(step + 1, summed, logs, draws, saves or stopping)
-            if logs:
-                summed = 0
-            if stopping and step + 1 < steps:
-                raise Interrupted(f"stopped by {stop.requested} at step {step + 1} of {steps} of {len(cells)} cells; go on with --resume")
-            if len(journal.frozen) == len(cells):
-                break
+
+    def advance(step: int) -> Tensor:
+        nonlocal healthy
+        measures, healthy = ensemble_step(ensemble, task, step, healthy)
+        ensemble.sums += measures
+        journal.summed += 1
+        return healthy
+
+    run_stack(cells, journal.frozen, begun, steps, advance, journal.write)
     return journal.frozen
 
 
@@ -389,20 +379,22 @@ class Journal:
     def __init__(self, ensemble: Ensemble, seeds: Seeds, cells: Sequence[Cell], steps: int, begun: int, on_progress: OnProgress | None) -> None:
         self.ensemble, self.cells, self.steps, self.on_progress = ensemble, cells, steps, on_progress
         self.frozen: dict[Path, str] = {}
+        self.summed = ensemble.states[0].summed
         self.watches = [CriticWatch(config, *seeds.watched[k]) for (config, _), k in zip(cells, seeds.of_cell, strict=True)]
         self.clocks = share_clocks(cells, seeds.population, begun)
 
-    def write(self, step: int, summed: int, logs: bool, draws: bool, saves: bool) -> None:
+    def write(self, step: int, logs: bool, draws: bool, saves: bool) -> None:
         """What is due after so many steps, of every healthy cell."""
         told: list[Progress] = []
         for (config, folder), state, watch, clock in zip(self.cells, self.ensemble.states, self.watches, self.clocks, strict=True):
             if folder in self.frozen:
                 continue
-            state.step, state.summed = step, summed
+            state.step, state.summed = step, self.summed
             if logs:
                 log(state, watch, clock, folder, self.steps, told.append)
             if draws:
                 save_samples(state, config, folder)
             if saves:
                 save(state, config, folder, self.steps)
+        self.summed = 0 if logs else self.summed
         tell_of_all(told, len(self.cells), self.on_progress)

@@ -34,7 +34,7 @@ from periplus.channels import EchoChannel
 from periplus.checkpoints import Checkpoint
 from periplus.config import AdversarialConfig, AutoencoderConfig, Config, DataRecord
 from periplus.data import ImageData, load_data
-from periplus.errors import Interrupted, NonFiniteError, UsageError
+from periplus.errors import NonFiniteError, UsageError
 from periplus.files import write_atomically
 from periplus.locks import hold
 from periplus.machine import deterministic, keep_freed_memory
@@ -55,10 +55,9 @@ from periplus.training.autoencoder import (
     save_samples,
     set_learning_rate,
 )
-from periplus.training.cells import freeze, norms_of_cells, share_clocks, stack_moments, tell_of_all
-from periplus.training.interruption import StopRequest
+from periplus.training.cells import norms_of_cells, run_stack, share_clocks, stack_moments, tell_of_all
 from periplus.training.journal import OnProgress, Progress, save_checkpoint
-from periplus.training.steps import Batches, due, hold_out, new_optimizer, on_host, seed_step, some_images, steps_in_all, to_float
+from periplus.training.steps import Batches, hold_out, new_optimizer, seed_step, some_images, steps_in_all, to_float
 
 #: What cells of one stack may differ in.
 VARIED: dict[type[Config], tuple[str, ...]] = {AutoencoderConfig: ("beta", "seed"), AdversarialConfig: ensembles.VARIED}
@@ -262,7 +261,7 @@ def train_group(cells: Sequence[Cell], starts: Sequence[Checkpoint | None], data
 
     Raises Interrupted after a signal, with a checkpoint of every healthy cell left.
     """
-    configs, folders = [config for config, _ in cells], [folder for _, folder in cells]
+    configs = [config for config, _ in cells]
     first, seeds = configs[0], gather_seeds(configs, data)
     stack = stack_states([_state(config, seeds, c, start, data) for c, (config, start) in enumerate(zip(configs, starts, strict=True))], first)
     betas = torch.tensor([config.beta for config in configs], dtype=torch.float32, device=first.device)
@@ -270,26 +269,16 @@ def train_group(cells: Sequence[Cell], starts: Sequence[Checkpoint | None], data
     steps, begun = steps_in_all(first, seeds.population), stack.states[0].step
     journal = Journal(stack, loss, list(cells), steps, begun, on_progress)
     healthy = torch.ones(len(cells), dtype=torch.bool, device=first.device)
-    summed = stack.states[0].summed
-    with StopRequest() as stop:
-        for step in range(begun, steps):
-            _schedule(stack, first, step, steps)
-            measures, healthy = stacked_step(stack, loss, step, healthy)
-            stack.sums += measures.double()
-            summed += 1
-            logs, draws, saves = (due(step + 1, every, steps) for every in (first.log_every, first.sample_every, first.checkpoint_every))
-            stopping = stop.requested is not None  # read once: a signal may come between two looks
-            if on_host(first) or logs or draws or saves or stopping:
-                freeze(journal.frozen, cells, healthy, step)
-            if logs or draws or saves or stopping:
-                stack.tell_states(step + 1, summed)
-                journal.write(step, logs, draws, saves or stopping)
-            if logs:
-                summed = 0
-            if stopping and step + 1 < steps:
-                raise Interrupted(f"stopped by {stop.requested} at step {step + 1} of {steps} of {len(cells)} cells; go on with --resume")
-            if len(journal.frozen) == len(folders):
-                break
+
+    def advance(step: int) -> Tensor:
+        nonlocal healthy
+        _schedule(stack, first, step, steps)
+        measures, healthy = stacked_step(stack, loss, step, healthy)
+        stack.sums += measures.double()
+        journal.summed += 1
+        return healthy
+
+    run_stack(cells, journal.frozen, begun, steps, advance, journal.write)
     return journal.frozen
 
 
@@ -317,24 +306,27 @@ class Journal:
         self.stack, self.loss, self.cells, self.steps = stack, loss, cells, steps
         self.on_progress = on_progress
         self.frozen: dict[Path, str] = {}
+        self.summed = stack.states[0].summed
         self.banks = [Bank(config, loss.seeds.banks[k]) for (config, _), k in zip(cells, loss.seeds.of_cell, strict=True)]
         self.clocks = share_clocks(cells, loss.seeds.population, begun)
 
     def write(self, step: int, logs: bool, draws: bool, saves: bool) -> None:
-        """What is due after this step, of every healthy cell."""
+        """What is due after so many steps, of every healthy cell."""
+        self.stack.tell_states(step, self.summed)
         told: list[Progress] = []
         for c, (config, folder) in enumerate(self.cells):
             if folder in self.frozen:
                 continue
             state, k = self.stack.states[c], self.loss.seeds.of_cell[c]
             if logs or draws:
-                self.loss.replay(c, step, (config.batch_size, config.latent_dim))
+                self.loss.replay(c, step - 1, (config.batch_size, config.latent_dim))
             if logs:
                 log(state, config, self.loss.channel, self.loss.seeds.watched[k], self.clocks[c], folder, self.steps, told.append)
             if draws:
                 save_samples(state, config, self.loss.channel, self.loss.seeds.shown[k], self.banks[c], folder)
             if saves:
                 save_checkpoint(folder, config, state.step, self.steps, state.tensors() | self.banks[c](state), {"summed": state.summed})
+        self.summed = 0 if logs else self.summed
         tell_of_all(told, len(self.cells), self.on_progress)
 
 
