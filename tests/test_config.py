@@ -39,7 +39,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
         for value in (math.nan, math.inf, -math.inf, 10**400, True, "0.5", (0.5,))
     ),
     *((name, None, "a finite number") for name in ("learning_rate", "ema")),
-    *(("generator_batch_norm", value, "true or false") for value in (1, 0, "yes", "true")),
+    *((name, value, "true or false") for name in ("generator_batch_norm", "snapshots") for value in (1, 0, "yes", "true")),
     *(("device", value, "text") for value in (None, 0, b"cpu")),
     *(("model", value, "one of gan, wgan-gp") for value in ("wgan", "", "GAN", None, 1, [], {})),
     *(("architecture", value, "one of mlp, conv, custom") for value in ("cnn", None)),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -125,6 +127,38 @@ def stop_at(stops: Stops, step: int, training: AdversarialConfig, data: ImageDat
     with pytest.raises(Interrupted, match=f"stopped by {number.name} at step {step} of {STEPS}"):
         train(training, data, folder, resume=True)
     assert [path.name for path in list_checkpoints(folder / "checkpoints")][-1] == f"step-{step}"
+
+
+# ---- snapshots --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_snapshots_are_the_averaged_generator_of_their_step(digits: ImageData, tmp_path: Path):
+    run = train(config(max_steps=10, log_every=1), digits, tmp_path / "long")
+    assert run.kept == [4, 8, 10]
+    for step in (4, 8):
+        short = train(config(max_steps=step, log_every=1), digits, tmp_path / f"short-{step}")
+        assert torch.equal(run.at(step).sample(10), short.sample(10))
+    assert torch.equal(run.at(10).sample(10), run.sample(10))
+    with pytest.raises(RunError, match=r"keeps nothing of step 5: it has 4, 8, 10"):
+        run.at(5)
+
+
+def test_snapshots_can_be_left_out(digits: ImageData, tmp_path: Path):
+    run = train(config(max_steps=10, log_every=1, snapshots=False), digits, tmp_path / "run")
+    assert not (tmp_path / "run/snapshots").exists() and run.kept == [8, 10]
+
+
+def test_going_on_from_an_earlier_checkpoint_drops_later_snapshots(digits: ImageData, tmp_path: Path):
+    first = config(max_steps=10, log_every=1, checkpoint_every=6)
+    train(first, digits, tmp_path / "run")
+    reference = contents(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/step-10")  # as if the last save had never come
+    plan_steps = dataclasses.replace(first, max_steps=7)
+    assert train(plan_steps, digits, tmp_path / "run", resume=True).kept == [4, 6, 7]
+    assert train(first, digits, tmp_path / "run", resume=True).kept == [4, 6, 8, 10]
+    again = contents(tmp_path / "run")
+    assert {name for name in again if name.startswith("snapshots")} == {name for name in reference if name.startswith("snapshots")}
+    assert all(again[name] == reference[name] for name in again if name.startswith("snapshots"))
 
 
 # ---- the same seed ----------------------------------------------------------------------------------------------------------------------------

@@ -342,6 +342,13 @@ def _settle(old: Path, target: Path) -> None:
         _sync_folder(target.parent)
 
 
+def cut(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps."""
+    for path in list_checkpoints(folder):
+        if _step(path) > step:
+            _remove(path)
+
+
 def prune(folder: Path, keep_last: int, scheduled: Callable[[int], bool]) -> None:
     """Remove all but the newest checkpoint and the newest `keep_last` of those whose step is scheduled.
 

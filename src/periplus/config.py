@@ -83,6 +83,8 @@ class AdversarialConfig:
     """Steps between checkpoints; there is always one at the end and one at an interruption."""
     keep_last: int = 2
     """Scheduled checkpoints kept."""
+    snapshots: bool = True
+    """Keep the averaged generator as it was after log_every x 4, 8, 16, ... steps: quality against time is judged on these."""
 
     def __post_init__(self) -> None:
         check_types(self)

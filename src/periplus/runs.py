@@ -6,6 +6,7 @@
     timing.jsonl    seconds of training and images per second at the same steps (apart, because times are never the same twice)
     samples/        grids from fixed codes
     checkpoints/    step-N/, verified (periplus.checkpoints)
+    snapshots/      step-N/, the averaged generator alone, on the way there; in the same form
 
 `Run` is the reading side: whatever was trained, its decoder, its samples, its configuration and its metrics.
 """
@@ -41,12 +42,13 @@ Networks = BuiltNetworks | Sequence[nn.Module] | Mapping[str, nn.Module]
 Decoder = Networks | nn.Module
 PAIRS: dict[type[Config], type[BuiltNetworks]] = {AdversarialConfig: AdversarialNetworks, AutoencoderConfig: AutoencoderNetworks}
 
-CONFIG, ENVIRONMENT, METRICS, TIMING, CHECKPOINTS, SAMPLES = (
+CONFIG, ENVIRONMENT, METRICS, TIMING, CHECKPOINTS, SNAPSHOTS, SAMPLES = (
     "config.toml",
     "env.json",
     "metrics.jsonl",
     "timing.jsonl",
     "checkpoints",
+    "snapshots",
     "samples",
 )
 
@@ -135,12 +137,15 @@ class Run:
         path: the folder. config: the resolved configuration. data: what it was trained on (name, shape, hash).
     """
 
-    def __init__(self, path: str | os.PathLike[str], device: str = "cpu", networks: Decoder | None = None, ema: bool = True) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], device: str = "cpu", networks: Decoder | None = None, ema: bool = True, step: int | None = None
+    ) -> None:
         self.path = Path(path)
         self.config, self.data = read_config(self.path / CONFIG)
         self.device = resolve_device(device)
         self._networks = networks
         self._ema = ema
+        self._step = step
         self._checkpoint: Checkpoint | None = None
         self._modules: dict[str, nn.Module] = {}
 
@@ -154,7 +159,11 @@ class Run:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The newest checkpoint that verifies. Raises RunError where there is none."""
+        """The newest checkpoint that verifies, or that of the step that was asked for. Raises RunError where there is none."""
+        if self._checkpoint is None and self._step is not None:
+            name = f"step-{self._step}"
+            whole = self.path / CHECKPOINTS / name
+            self._checkpoint = checkpoints.load_checkpoint(whole if whole.is_dir() else self.path / SNAPSHOTS / name)
         if self._checkpoint is None:
             self._checkpoint = checkpoints.latest_checkpoint(self.path / CHECKPOINTS, warn=_warn)
             if self._checkpoint is None:
@@ -163,8 +172,20 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Steps done at the newest checkpoint."""
+        """Steps done at the newest checkpoint, or those that were asked for."""
         return self.checkpoint.step
+
+    @property
+    def kept(self) -> list[int]:
+        """Steps whose weights can be opened with `at`, ascending: snapshots on the way, and the checkpoints."""
+        folders = [path for name in (SNAPSHOTS, CHECKPOINTS) for path in checkpoints.list_checkpoints(self.path / name)]
+        return sorted({int(path.name.removeprefix("step-")) for path in folders})
+
+    def at(self, step: int) -> Run:
+        """The run as it was after so many steps. Raises RunError where these weights were not kept."""
+        if step not in self.kept:
+            raise RunError(f"{self.path} keeps nothing of step {step}: it has {', '.join(map(str, self.kept)) or 'no checkpoint yet'}")
+        return Run(self.path, self.device, self._networks, self._ema, step)
 
     def _load(self, part: str, prefix: str) -> nn.Module:
         """One of the run's networks (a field of its pair) with the weights under a prefix of the checkpoint, in evaluation mode."""

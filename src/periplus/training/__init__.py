@@ -30,6 +30,7 @@ from periplus.runs import (
     CONFIG,
     METRICS,
     SAMPLES,
+    SNAPSHOTS,
     TIMING,
     BuiltNetworks,
     Networks,
@@ -197,7 +198,8 @@ def prepare(folder: Path, config: Config, record: DataRecord, resume: bool, othe
     if not resume:
         check_vacant(folder, resume)
     stored = check_same_run(folder, config, record)
-    checkpoints.discard_leftovers(folder / CHECKPOINTS)
+    for place in (folder / CHECKPOINTS, folder / SNAPSHOTS):
+        checkpoints.discard_leftovers(place)
     found = checkpoints.latest_checkpoint(folder / CHECKPOINTS, warn=warn)
     if found is not None and found.path == checkpoints.list_checkpoints(folder / CHECKPOINTS)[-1]:
         prune(folder, stored, found.step)  # a kill may have come between the last save and its pruning
@@ -210,6 +212,7 @@ def prepare(folder: Path, config: Config, record: DataRecord, resume: bool, othe
     for name in (METRICS, TIMING):
         cut_lines(folder / name, found.step if found else 0)
     cut_samples(folder / SAMPLES, found.step if found else 0)
+    checkpoints.cut(folder / SNAPSHOTS, found.step if found else 0)
     return found
 
 

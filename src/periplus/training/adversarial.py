@@ -33,7 +33,7 @@ from periplus.pictures import image_grid
 from periplus.piecewise import PiecewiseLinear, piecewise_linear
 from periplus.runs import SAMPLES, codes, load_module
 from periplus.training.interruption import StopRequest
-from periplus.training.journal import Clock, OnProgress, check_finite, save_checkpoint, write_line
+from periplus.training.journal import Clock, OnProgress, check_finite, save_checkpoint, save_snapshot, write_line
 from periplus.training.steps import (
     WATCHED,
     Batches,
@@ -43,6 +43,7 @@ from periplus.training.steps import (
     due,
     evaluation_mode,
     hold_out,
+    is_snapshot,
     new_optimizer,
     on_host,
     optimizer_tensors,
@@ -290,6 +291,8 @@ def train_adversarial(
 
             if due(state.step, config.log_every, steps):
                 log(state, watch, clock, folder, steps, on_progress)
+            if config.snapshots and is_snapshot(state.step, config.log_every):
+                keep_snapshot(state, config, folder)
             if due(state.step, config.sample_every, steps):
                 check_finite(healthy, step, folder)
                 save_samples(state, config, folder)
@@ -305,6 +308,12 @@ def save(state: State, config: AdversarialConfig, folder: Path, steps: int) -> N
     """Write a complete checkpoint, after everything that leads to it has reached the disk, and drop old ones."""
     calibrate(state, config)
     save_checkpoint(folder, config, state.step, steps, state.tensors(), {"summed": state.summed})
+
+
+def keep_snapshot(state: State, config: AdversarialConfig, folder: Path) -> None:
+    """Keep the averaged generator as it is now."""
+    calibrate(state, config)
+    save_snapshot(folder, state.step, {f"ema.{k}": v for k, v in state.ema.state_dict().items()})
 
 
 def save_samples(state: State, config: AdversarialConfig, folder: Path) -> None:

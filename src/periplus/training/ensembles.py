@@ -42,6 +42,7 @@ from periplus.training.adversarial import (
     average_weight,
     draw_codes,
     generator_loss,
+    keep_snapshot,
     log,
     new_state,
     penalty_factor,
@@ -50,7 +51,7 @@ from periplus.training.adversarial import (
 )
 from periplus.training.cells import Moments, norms_of_cells, run_stack, share_clocks, stack_moments, tell_of_all
 from periplus.training.journal import OnProgress, Progress
-from periplus.training.steps import SWEEP_EVERY, Batches, hold_out, seed_step, some_images, steps_in_all, sweep_subnormals
+from periplus.training.steps import SWEEP_EVERY, Batches, hold_out, is_snapshot, seed_step, some_images, steps_in_all, sweep_subnormals
 
 #: What cells of one ensemble may differ in.
 VARIED = ("seed", "learning_rate", "beta1", "beta2", "penalty_weight", "ema")
@@ -392,6 +393,8 @@ class Journal:
             state.step, state.summed = step, self.summed
             if logs:
                 log(state, watch, clock, folder, self.steps, told.append)
+            if config.snapshots and is_snapshot(step, config.log_every):
+                keep_snapshot(state, config, folder)
             if draws:
                 save_samples(state, config, folder)
             if saves:

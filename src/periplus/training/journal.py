@@ -12,7 +12,7 @@ from torch import Tensor
 from periplus import checkpoints
 from periplus.config import Config
 from periplus.errors import NonFiniteError
-from periplus.runs import CHECKPOINTS, METRICS, TIMING, append_line, read_lines, sync_file
+from periplus.runs import CHECKPOINTS, METRICS, SNAPSHOTS, TIMING, append_line, read_lines, sync_file
 from periplus.training.steps import due
 
 
@@ -51,6 +51,11 @@ def save_checkpoint(folder: Path, config: Config, step: int, steps: int, tensors
         sync_file(folder / name)
     checkpoints.save_checkpoint(folder / CHECKPOINTS, step, tensors, values)
     prune(folder, config, steps)
+
+
+def save_snapshot(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
+    """Keep some weights as they are after so many steps, in the form of a checkpoint; these are never pruned."""
+    checkpoints.save_checkpoint(folder / SNAPSHOTS, step, tensors, {})
 
 
 def write_line(folder: Path, clock: Clock, step: int, steps: int, metrics: dict[str, float], on_progress: OnProgress | None) -> None:

@@ -87,6 +87,12 @@ def due(step: int, every: int, steps: int) -> bool:
     return step % every == 0 or step == steps
 
 
+def is_snapshot(step: int, log_every: int) -> bool:
+    """Whether a snapshot is kept after so many steps: log_every times 4, 8, 16, ... whatever the length of the run, which may grow."""
+    lines, rest = divmod(step, log_every)
+    return rest == 0 and lines >= 4 and lines.bit_count() == 1
+
+
 def on_host(config: Config) -> bool:
     """True where reading a value costs nothing, because the device is the host."""
     return torch.device(config.device).type == "cpu"
