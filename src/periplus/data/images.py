@@ -83,13 +83,17 @@ class ImageData:
             raise DataError(f"{self.name}: a subset index lies outside the {len(self)} images ({found})")
         return replace(self, images=self.images[where], labels=None if self.labels is None else self.labels[where])
 
-    def split_off(self, count: int, seed: int) -> tuple[ImageData, ImageData]:
-        """(rest, held_out): `count` images drawn by `seed` without replacement are held out; both keep the order of the set."""
+    def split_rows(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Ascending rows of (rest, held_out): `count` images drawn by `seed` without replacement are held out."""
         if not 0 < count < len(self):
             raise DataError(f"{self.name}: cannot hold out {count} of {len(self)} images; both parts need at least one")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        held_out = self.subset(order[:count].sort().values)
-        return self.subset(order[count:].sort().values), replace(held_out, split=f"{self.split}/held-out")
+        return order[count:].sort().values, order[:count].sort().values
+
+    def split_off(self, count: int, seed: int) -> tuple[ImageData, ImageData]:
+        """(rest, held_out): `count` images drawn by `seed` without replacement are held out; both keep the order of the set."""
+        rest, held_out = self.split_rows(count, seed)
+        return self.subset(rest), replace(self.subset(held_out), split=f"{self.split}/held-out")
 
     def content_hash(self) -> str:
         """SHA-256 over the shape, the bytes of the images and the labels (not the names): 64 hexadecimal digits."""

@@ -117,9 +117,7 @@ def random_extractor(channels: int) -> Extractor:
     return Extractor(f"random-{channels}", hashlib.sha256(packed(network, {})).hexdigest(), network)
 
 
-def extractor_for(
-    data: ImageData, cache: Path | None = None, on_step: OnStep | None = None, note: Callable[[str], object] = str
-) -> Extractor:
+def extractor_for(data: ImageData, cache: Path | None = None, on_step: OnStep | None = None, note: Callable[[str], object] = str) -> Extractor:
     """The extractor by which generators of such data are judged.
 
     Args:

@@ -60,7 +60,12 @@ def hold_out(config: Config, data: ImageData) -> tuple[ImageData, ImageData | No
     """The images to train on, and those kept out of training (drawn by seed), if any."""
     if not config.held_out:
         return data, None
-    return data.split_off(config.held_out, stream(config.seed, "held-out"))
+    return data.split_off(config.held_out, held_out_seed(config))
+
+
+def held_out_seed(config: Config) -> int:
+    """What draws the images that are kept out of training."""
+    return stream(config.seed, "held-out")
 
 
 def seed_step(config: Config, step: int) -> None:
