@@ -48,7 +48,7 @@ from periplus.study import Settings, make_study
 from periplus.study import cells as cells_room
 from periplus.study.archive import write_archive
 from periplus.study.chapters import gan, penalty
-from periplus.study.judging import bootstrap_ratio, compare_models, measure_run, nearest_distances
+from periplus.study.judging import compare_models, measure_run, nearest_distances
 from periplus.study.reporting import build_report, report_runs, summary, write_report
 from periplus.study.settings import PRESETS, Cell, image_size_of, words_of
 from periplus.study.telling import number
@@ -842,26 +842,6 @@ def test_welch_interval_covers_as_often_as_it_says() -> None:
         low, high = metrics.welch_interval(random.normal(5, 1, 6).tolist(), random.normal(3, 3, 10).tolist())
         covered += low <= 2 <= high
     assert abs(covered / trials - 0.95) < 4 * math.sqrt(0.95 * 0.05 / trials)
-
-
-def test_bootstrap_ratio_covers_a_known_ratio() -> None:
-    """Medians of lognormals, ratio 1.5. The percentile bootstrap of a median covers 93 to 96 % at this size: within four standard errors."""
-    generator, trials = torch.Generator().manual_seed(3), 100
-    covered = 0
-    for trial in range(trials):
-        above, below = (scale * torch.randn(150, generator=generator).mul(0.5).exp() for scale in (1.5, 1.0))
-        low, high = bootstrap_ratio(above, below, trial, draws=300)
-        assert low < above.median() / below.median() < high
-        covered += low <= 1.5 <= high
-    assert abs(covered / trials - 0.945) < 4 * math.sqrt(0.945 * 0.055 / trials)
-
-
-def test_bootstrap_ratio_is_a_function_of_its_arguments() -> None:
-    above, below = torch.rand(2, 100, generator=torch.Generator().manual_seed(4)) + 0.5
-    first = bootstrap_ratio(above, below, 5)
-    assert bootstrap_ratio(above, below, 5) == first != bootstrap_ratio(above, below, 6)
-    assert bootstrap_ratio(2 * above, below, 5) == pytest.approx((2 * first[0], 2 * first[1]))
-    assert bootstrap_ratio(above[:1], below[:1], 5) == pytest.approx((float(above[0] / below[0]),) * 2)
 
 
 # ---- what a person sees ---------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from periplus.data import ImageData, load_data
 from periplus.errors import DataError, Interrupted, NonFiniteError, PeriplusError, RunError, UsageError
 from periplus.information import MarginalRate, marginal_rate
 from periplus.inversion import Inversion, invert
+from periplus.metrics import frechet_distance, kernel_distance, precision_recall_density_coverage
 from periplus.objectives import gradient_penalty
 from periplus.paths import Path, minimal_path, minimal_path_for_cost
 from periplus.runs import Run, load_run
@@ -38,12 +39,15 @@ __all__ = [
     "Run",
     "RunError",
     "UsageError",
+    "frechet_distance",
     "gradient_penalty",
     "invert",
+    "kernel_distance",
     "load_data",
     "load_run",
     "marginal_rate",
     "minimal_path",
     "minimal_path_for_cost",
+    "precision_recall_density_coverage",
     "train",
 ]

@@ -81,25 +81,17 @@ def neighbour_record(run: Run, data: ImageData) -> dict[str, Any]:
     fresh = None if held_out is None else nearest_distances(pixels(held_out.images), reference)
     if fresh is None or not fresh.median() > 0:  # nothing held out, or data so full of duplicates that the ratio means nothing
         return record | {"neighbour_distance_held_out": None, "neighbour_ratio": None, "neighbour_ratio_interval": None}
-    low, high = bootstrap_ratio(samples, fresh, stream(run.config.seed, "bootstrap"))
+    ratio = metrics.median_ratio(samples, fresh, stream(run.config.seed, "bootstrap"))
     return record | {
         "neighbour_distance_held_out": float(fresh.median()),
-        "neighbour_ratio": float(samples.median() / fresh.median()),
-        "neighbour_ratio_interval": [low, high],
+        "neighbour_ratio": ratio.value,
+        "neighbour_ratio_interval": [ratio.low, ratio.high],
     }
 
 
 def nearest_distances(rows: Tensor, reference: Tensor) -> Tensor:
     """Distance of each row to its nearest reference row, (N,)."""
     return metrics.nearest_neighbours(rows, reference).distance[:, 0]
-
-
-def bootstrap_ratio(above: Tensor, below: Tensor, seed: int, draws: int = 1000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of median(above) / median(below)."""
-    generator = torch.Generator().manual_seed(seed)
-    medians = [values[torch.randint(len(values), (draws, len(values)), generator=generator)].median(1).values for values in (above, below)]
-    low, high = (medians[0] / medians[1]).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return low, high
 
 
 # ---- comparing ------------------------------------------------------------------------------------------------------------------------------
