@@ -16,8 +16,8 @@ HOUSE = Path(periplus.__file__).parent
 #: Rooms by floor; a name stands for a module or for a package with all that is in it.
 FLOORS = [
     {"errors", "files", "seeds", "objectives", "metrics", "channels", "information"},
-    {"data", "networks", "features", "piecewise", "autoencoders", "stacking", "pictures", "inversion", "paths"},
-    {"config", "machine", "locks", "checkpoints", "runs", "training"},
+    {"data", "networks", "piecewise", "autoencoders", "stacking", "pictures", "inversion", "paths"},
+    {"config", "machine", "locks", "checkpoints", "runs", "training", "features"},
     {"evaluation", "scoring", "comparing", "locating", "passages"},
     {"plots", "report", "console", "engines", "sweeps", "textbook", "benchmarking"},
     # the doors; __init__ is the front one
@@ -107,7 +107,7 @@ def test_the_ground_floor_is_mathematics():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_below_training_differentiates_or_optimises_parameters(module: str):
-    if module.split(".")[0] in ("training", "textbook"):  # a loop as well: what ours is timed against
+    if module.split(".")[0] in ("training", "textbook") or module == "features.recipe":  # loops as well: of what ours is timed against, of the judge
         return
     for name, call in calls(module):
         assert not name.endswith(".backward"), f"{module}:{call.lineno} calls {name}"

@@ -255,6 +255,7 @@ class Evaluate(Common):
     images: Annotated[int, arg(help="Autoencoders: images of each split, at most.")] = 10_000
     likelihood_images: Annotated[int, arg(help="vae with --rate prior: test images for the log-likelihood; 0 leaves it out.")] = 1000
     samples: Annotated[int, arg(help="Importance samples for each of them.")] = 500
+    n: Annotated[int, arg(help="Samples that are scored against as many real images (half of the data at most); 0 leaves that out.")] = 10_000
 
     def run(self) -> None:
         """Evaluate each run, write its evaluation.json, print the figures."""
@@ -267,6 +268,8 @@ class Evaluate(Common):
         for name in ("images", "samples"):
             if getattr(self, name) < 2:
                 raise UsageError(f"--{name} is {getattr(self, name)}: at least 2 are needed")
+        if self.n < 0:
+            raise UsageError(f"--n is {self.n}: zero or more is needed")
         if self.likelihood_images < 0:
             raise UsageError(f"--likelihood-images is {self.likelihood_images}: zero or more is needed")
         records = []
@@ -274,7 +277,8 @@ class Evaluate(Common):
             run = load_run(folder)
             note(f"evaluating {folder} ({run.config.model}, step {run.step})")
             options: dict[str, Any] = {"seed": self.seed, "images": self.images, "likelihood_images": self.likelihood_images, "samples": self.samples}
-            record = evaluate(run, self.data_root, **options)
+            record = evaluate(run, self.data_root, judged=self.n, note=note, **options)
+            options["n"] = self.n
             words = ["periplus", "evaluate", str(folder), *(("--data-root", str(self.data_root)) if self.data_root else ())]
             defaults = {f.name: f.default for f in dataclasses.fields(self)}
             words += [word for name, value in options.items() if value != defaults[name] for word in (f"--{name.replace('_', '-')}", str(value))]

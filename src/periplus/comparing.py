@@ -211,10 +211,10 @@ def equal_resources(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     """The Frechet distance of every run at the last epoch, and at the last second, that all runs reached; verdicts for each pair of groups."""
     found = []
     for axis in ("epoch", "seconds"):
-        ends = [max((p[axis] for p in run["curve"] if p[axis]), default=None) for group in groups for run in group["runs"]]
-        if len(groups) < 2 or None in ends:
+        curves = [[p for p in run["curve"] if p[axis]] for group in groups for run in group["runs"]]
+        if len(groups) < 2 or not all(curves):
             continue
-        where = min(ends)
+        where = min(float(points[-1][axis]) for points in curves)
         values = [[read_off(run["curve"], axis, where) for run in group["runs"]] for group in groups]
         rows = [{"label": group["label"], "values": of} for group, of in zip(groups, values, strict=True)]
         complete = all(v is not None for of in values for v in of)

@@ -5,6 +5,8 @@ certificate, the split of the prior's rate into the marginal rate and the mismat
 where there is a prior and a density, the importance-sampled log-likelihood. All in nats per example, summed over pixels, with standard errors over
 examples (images are the sample, the trained model is given; seeds are another matter).
 
+Samples of either are scored against real images with what real images get themselves: `periplus.scoring`.
+
 A generator counts as collapsed when a class of the data gets less than 0.5 % of 10,000 samples, or when its samples are on average less than half
 as far apart as the data. Classes are told by nearest neighbours in pixel space, whose own error rate on held-out images is reported beside.
 """
@@ -30,12 +32,12 @@ from periplus.files import write_atomically
 from periplus.information import Bound, MarginalRate, RateCertificate
 from periplus.machine import commit
 from periplus.runs import Run
+from periplus.scoring import SAMPLES, Note, reference, score_run
 from periplus.seeds import stream
 from periplus.training.autoencoder import distortion_of, mean_image
 from periplus.training.steps import hold_out, to_float
 
 EVALUATION = "evaluation.json"
-SAMPLES = 10_000
 SMALLEST_SHARE = 0.005
 SMALLEST_SPREAD = 0.5
 REFERENCE_IMAGES = 10_000
@@ -312,18 +314,44 @@ def log_likelihood(run: Run, sent: Sent, images: int, samples: int, generator: t
 # ---- any run --------------------------------------------------------------------------------------------------------------------------------
 
 
-def evaluate(run: Run, data_root: Path | None = None, **options: Any) -> dict[str, Any]:
+def evaluate(run: Run, data_root: Path | None = None, *, judged: int = SAMPLES, note: Note = str, **options: Any) -> dict[str, Any]:
     """Every measure that fits a run, with the data found by the name that the run remembers.
 
+    judged: samples that are scored against as many real images (`periplus.scoring`); 0 leaves that out. note: told of long work.
+    options: of `evaluate_autoencoder`.
+
     Raises UsageError where the data are not those that it was trained on, DataError where they are not found.
+    """
+    data = data_of(run, data_root)
+    record: dict[str, Any] = {"model": run.config.model}
+    if isinstance(run.config, AutoencoderConfig):
+        train, test = splits_of(run, data, data_root)
+        record |= evaluate_autoencoder(run, train, test, **options)
+    else:
+        record |= evaluate_collapse(run, data)
+    return record | sample_scores(run, data, judged, options.get("seed", 0), note)
+
+
+def sample_scores(run: Run, data: ImageData, samples: int, seed: int, note: Note) -> dict[str, Any]:
+    """`reference`, `scores` and `without_ema` of a run's samples; with `scores` None and the reason where they cannot be had."""
+    if not samples:
+        return {}
+    try:
+        return score_run(run, reference(data, samples, note=note), seed)
+    except UsageError as error:
+        note(f"no scores of samples: {error}")
+        return {"scores": None, "no_scores": str(error)}
+
+
+def data_of(run: Run, data_root: Path | None = None) -> ImageData:
+    """The images of the split that a run was trained on, found by the name that it remembers.
+
+    Raises UsageError where they are others now, DataError where they are not found.
     """
     data = load_data(run.data.source, run.data.split, root=data_root, image_size=image_size_of(run.data))
     if data.content_hash() != run.data.sha256:
         raise UsageError(f"{run.path} was trained on other data than '{run.data.source}' gives now: held-out images cannot be told from it")
-    if isinstance(run.config, AutoencoderConfig):
-        train, test = splits_of(run, data, data_root)
-        return {"model": run.config.model, **evaluate_autoencoder(run, train, test, **options)}
-    return {"model": run.config.model, **evaluate_collapse(run, data)}
+    return data
 
 
 def image_size_of(data: DataRecord) -> tuple[int, int] | None:

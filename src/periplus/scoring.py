@@ -33,7 +33,7 @@ from periplus.data import ImageData
 from periplus.data.sources import cache_folder
 from periplus.errors import UsageError
 from periplus.features import Extractor, extractor_for, random_extractor
-from periplus.features.network import OnStep
+from periplus.features.recipe import OnStep
 from periplus.files import write_atomically
 from periplus.runs import Run
 from periplus.seeds import stream

@@ -29,7 +29,8 @@ from periplus import metrics
 from periplus.data import ImageData
 from periplus.data.sources import cache_folder
 from periplus.errors import RunError, UsageError
-from periplus.features.network import FEATURES, RECIPE, FeatureNetwork, OnStep, random_network, train_network
+from periplus.features.network import FEATURES, FeatureNetwork, random_network
+from periplus.features.recipe import RECIPE, OnStep, train_network
 from periplus.files import write_atomically
 from periplus.seeds import stream
 
@@ -148,10 +149,11 @@ def file_name(data: ImageData) -> str:
 
 def train_extractor(data: ImageData, path: Path, test: ImageData | None = None, seed: int = 0, on_step: OnStep | None = None) -> Extractor:
     """Train a network on data by the recipe and write it to a file, with its accuracy on a tenth that is held out (or on a test split)."""
+    trained_on = data.content_hash()
     if test is None and len(data) >= 20:
         data, test = data.split_off(min(MOST_HELD_OUT, len(data) // 10), stream(seed, "features held out"))
     network = train_network(data, seed, on_step)
-    told = {"name": data.name, "recipe": RECIPE, "seed": seed, "trained_on": data.content_hash(), "images": len(data)}
+    told = {"name": data.name, "recipe": RECIPE, "seed": seed, "trained_on": trained_on, "images": len(data)}
     told["classes"] = list(data.classes) if data.labels is not None else []
     if test is not None and test.labels is not None and data.labels is not None:
         told["accuracy"] = list(accuracy(network, test.images, test.labels))

@@ -12,10 +12,11 @@ from periplus.config import AutoencoderConfig
 from periplus.console import duration, note
 from periplus.data import load_data
 from periplus.errors import UsageError
-from periplus.evaluation import SAMPLES, image_size_of
+from periplus.evaluation import image_size_of
 from periplus.files import read_json, write_atomically
 from periplus.report import Chapter, Figure, Finding, Heading, KeyNumbers, Paragraph, Reference, Report, code, plain, write_html, write_pdf
 from periplus.runs import load_run
+from periplus.scoring import SAMPLES
 from periplus.study import curves, judging
 from periplus.study.autoencoder_chapter import autoencoder_chapter, draw_autoencoders, kind_of, measure_autoencoders
 from periplus.study.chapters import CHAPTERS, echo, echo_rate, extremes, gan, inversion, marginal, paths, penalty, sampling
