@@ -36,6 +36,7 @@ def commands() -> dict[str, Command]:
     """All commands, in the order of `periplus --help`. Imports what parsing needs; heavy rooms are opened by the command itself."""
     from periplus import commands as rooms
     from periplus.bench_command import bench_options
+    from periplus.compare_command import Compare
     from periplus.config import MODELS
     from periplus.latent_commands import FindPath, Invert
     from periplus.sweep_command import sweep_options
@@ -46,6 +47,7 @@ def commands() -> dict[str, Command]:
         "sweep": Command("a grid of settings times seeds: rate-distortion curve, table, CSV", sweep_options, tuple(MODELS)),
         "sample": Command("images from a run: a PNG grid, or an .npz", lambda argv: rooms.Sample),
         "evaluate": Command("every measure that fits a run, with its bounds: evaluation.json", lambda argv: rooms.Evaluate),
+        "compare": Command("runs side by side: scores with floors and intervals, verdicts, grids, curves", lambda argv: Compare),
         "invert": Command("codes of images: errors, certificates, distinct minima", lambda argv: Invert),
         "path": Command("least-cost paths between images: cost, bounds, morph strip", lambda argv: FindPath),
         "report": Command("report.pdf and report.html of one or more runs", lambda argv: rooms.Report),

@@ -1,0 +1,280 @@
+"""What `periplus.comparing` found, as tables, figures and sentences: for chapter 2b and for `periplus compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from periplus import metrics, pictures, plots
+from periplus.data import ImageData
+from periplus.report import Block, Figure, Finding, Heading, Paragraph, Table, plain
+from periplus.runs import Run
+from periplus.study.telling import number
+
+GRID_COLUMNS = 12
+#: Scores in the table of groups: key, what it is called there, digits after the point.
+SHOWN = (
+    ("frechet", "Fréchet", 2),
+    ("kernel", "kernel", 3),
+    ("precision", "precision", 3),
+    ("recall", "recall", 3),
+    ("density", "density", 3),
+    ("coverage", "coverage", 3),
+    ("classes", "class distance", 3),
+    ("two_sample", "told apart", 3),
+)
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------------------------------
+
+
+def draw_comparison(result: Mapping[str, Any], runs: Mapping[str, Sequence[Run]], data: ImageData, folder: Path, key: str) -> dict[str, str]:
+    """The figures of a comparison below `folder`: samples side by side, and quality on the way; returns their paths by name."""
+    found = {"grids": draw_grids(runs, data, folder, key)}
+    if any(run.get("curve") for group in result["groups"] for run in group["runs"]):
+        found["curves"] = draw_curves(result, folder, key)
+    return found
+
+
+def draw_grids(runs: Mapping[str, Sequence[Run]], data: ImageData, folder: Path, key: str) -> str:
+    """Two rows of real images, then two rows of samples of the first run of each group; none selected."""
+    path = Path("figures") / f"{key}-side-by-side.png"
+    count = 2 * GRID_COLUMNS
+    rows, labels = [data.images[:count].float() / 255], ["real", ""]
+    for label, members in runs.items():
+        rows.append(members[0].sample(count).cpu())
+        labels += [label, ""]
+    shown = torch.cat([block if len(block) == count else torch.cat([block, block.new_ones(count - len(block), *block.shape[1:])]) for block in rows])
+    pictures.image_grid(shown, folder / path, GRID_COLUMNS, labels)
+    return str(path)
+
+
+def draw_curves(result: Mapping[str, Any], folder: Path, key: str) -> str:
+    """The Fréchet distance of every group's runs against epochs and against seconds, log-log, with the floor."""
+    path = Path("figures") / f"{key}-quality.svg"
+    floor = {"label": "floor: real images", "y": floor_of(result, "frechet")}
+    panels = []
+    for axis, label in (("epoch", "epochs"), ("seconds", "seconds of training")):
+        drawn = [mean_curve(group, axis) for group in result["groups"]]
+        panels.append({
+            "x_label": label,
+            "y_label": "Fréchet distance" if axis == "epoch" else "",
+            "curves": [one for one in drawn if len(one["x"])],
+            "levels": [floor] if floor["y"] else [],
+            "x_log": True,
+            "y_log": True,
+        })  # fmt: skip
+    plots.lines([panel for panel in panels if panel["curves"]], folder / path, height=3.1)
+    return str(path)
+
+
+def mean_curve(group: Mapping[str, Any], axis: str) -> dict[str, Any]:
+    """The mean over a group's runs at the steps that all of them kept, with the lowest and the highest run as the ends of a bar."""
+    by_step: dict[int, list[Mapping[str, Any]]] = {}
+    for run in group["runs"]:
+        for point in run.get("curve", ()):
+            if point[axis]:
+                by_step.setdefault(point["step"], []).append(point)
+    shared = [points for _, points in sorted(by_step.items()) if len(points) == len(group["runs"])]
+    values = [[p["value"] for p in points] for points in shared]
+    curve: dict[str, Any] = {
+        "label": group["label"],
+        "x": [sum(p[axis] for p in points) / len(points) for points in shared],
+        "y": [sum(v) / len(v) for v in values],
+    }
+    return curve | ({"low": [min(v) for v in values], "high": [max(v) for v in values]} if len(group["runs"]) > 1 else {})
+
+
+# ---- tables and sentences -------------------------------------------------------------------------------------------------------------------
+
+
+def comparison_blocks(result: Mapping[str, Any], figures: Mapping[str, str], command: str, key: str) -> tuple[Block, ...]:
+    """The whole comparison: protocol, pictures, tables, and what follows from them."""
+    blocks: list[Block] = [
+        Paragraph(protocol_sentence(result)),
+        Figure(
+            figures["grids"],
+            "Real images, and samples of the first run of each group; none selected.",
+            command,
+            "Rows of real images and of samples of each group",
+            label=f"{key}-grids",
+        ),
+        score_table(result, command, f"{key}-scores"),
+    ]
+    if result["verdicts"]:
+        blocks.append(verdict_table(result, command, f"{key}-verdicts"))
+    if "curves" in figures:
+        blocks.append(curve_figure(result, figures["curves"], command, f"{key}-quality"))
+    if result["differences"]:
+        blocks += [Heading("Where the settings differ"), difference_table(result, command, f"{key}-settings")]
+    return (*blocks, Finding(comparison_conclusion(result)))
+
+
+def protocol_sentence(result: Mapping[str, Any]) -> str:
+    """What was compared with what, by which extractor."""
+    told, extractor = result["reference"], result["reference"]["extractor"]
+    accuracy = extractor["accuracy"]
+    known = f", a network that classifies {100 * accuracy['value']:.2f} % of held-out images rightly" if accuracy else ""
+    blocks = told["floor_blocks"]
+    others = f"{blocks} other block{'s' * (blocks != 1)} of {told['samples']:,} real images each"
+    source = f"{plain(told['data'])}, {plain(told['split'])}"
+    return (
+        f"{told['samples']:,} samples of each run are compared with {told['samples']:,} real images ({source}), and so "
+        f"{'is' if blocks == 1 else 'are'} {others}: what these get is the *floor*, the score of a perfect generator at this number. Features are "
+        f"the {extractor['features']} of `{plain(extractor['name'])}` (SHA-256 {extractor['sha256'][:12]}){known}. No score here is an FID, and none "
+        "compares with figures of another extractor."
+    )
+
+
+def score_table(result: Mapping[str, Any], command: str, label: str) -> Table:
+    """A row for each group: mean over its runs, with their interval where there are several; the floor in the last row."""
+    measures = [m for m in SHOWN if all(m[0] in run["scores"] for group in result["groups"] for run in group["runs"])]
+    rows: list[tuple[str, ...]] = []
+    for group in result["groups"]:
+        runs = group["runs"]
+        collapsed = sum(run["collapsed"] for run in runs)
+        rows.append((plain(group["label"]), str(len(runs)), str(collapsed), *(score_cell(group, key, digits) for key, _, digits in measures)))
+    rows.append(
+        ("real images (floor)", str(result["reference"]["floor_blocks"]), "-", *(floor_cell(result, key, digits) for key, _, digits in measures))
+    )
+    return Table(
+        ("group", "runs", "collapsed", *(title for _, title, _ in measures)),
+        tuple(rows),
+        "Scores of samples: means over runs, with half the width of Student's 95 % interval over seeds where there are several (for one run: the "
+        "standard error or interval of the score itself, which knows nothing of other seeds). Lower is better for the distances; 1 is best for "
+        "the shares; told apart: accuracy of a classifier that tells samples from real images, 0.5 is best. Every run is in the mean, collapsed ones "
+        "too.",
+        command,
+        align=("left", *("right" for _ in range(len(measures) + 2))),
+        label=label,
+    )
+
+
+def score_cell(group: Mapping[str, Any], key: str, digits: int) -> str:
+    """Mean and half-width over seeds."""
+    values = [float(run["scores"][key]["value"]) for run in group["runs"]]
+    mean = sum(values) / len(values)
+    if len(values) > 1:
+        low, high = metrics.mean_interval(values)
+        half = (high - low) / 2
+    else:
+        one = group["runs"][0]["scores"][key]
+        half = (one["high"] - one["low"]) / 2 if one.get("low") is not None else float("inf")
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half != float("inf") else "")
+
+
+def floor_of(result: Mapping[str, Any], key: str) -> float | None:
+    """The floor of a score, as any run has it."""
+    found: float | None = result["groups"][0]["runs"][0]["scores"].get(key, {}).get("floor")
+    return found
+
+
+def floor_cell(result: Mapping[str, Any], key: str, digits: int) -> str:
+    """The mean of the blocks of real images, and the lowest and highest of them."""
+    found = result["groups"][0]["runs"][0]["scores"].get(key, {})
+    if "floors" not in found:
+        return "-"
+    low, high = min(found["floors"]), max(found["floors"])
+    return f"{found['floor']:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if len(found["floors"]) > 1 else "")
+
+
+def verdict_table(result: Mapping[str, Any], command: str, label: str) -> Table:
+    """Every pair of groups, measure by measure."""
+    rows = []
+    for row in result["verdicts"]:
+        low, high = ("∞" if bound is None else number(bound) for bound in row["interval"])
+        rows.append((
+            plain(row["a"]),
+            plain(row["b"]),
+            row["title"],
+            f"{'-' if low == '∞' else ''}{low} to {high}",
+            f"*{row['verdict']}*" if row["verdict"] != "cannot tell" else row["verdict"],
+        ))  # fmt: skip
+    test = result["test"]
+    return Table(
+        ("the first", "the second", "measure", "interval of the difference", "the first is"),
+        tuple(rows),
+        f"Verdicts: {test['name']}, at {100 * (1 - test['family_error']):g} % for all {test['comparisons']} comparisons together (each at "
+        f"{100 * test['level_each']:.2f} %).",
+        command,
+        align=("left", "left", "left", "right", "left"),
+        label=label,
+    )
+
+
+def curve_figure(result: Mapping[str, Any], path: str, command: str, label: str) -> Figure:
+    """Quality on the way."""
+    return Figure(
+        path,
+        "Quality on the way: the Fréchet distance of snapshots against passes over the data and against seconds of training (as they were here; only "
+        "times of one machine under one load compare). Means over runs; bars reach from the best run to the worst.",
+        command,
+        "Curves of the Fréchet distance against epochs and seconds",
+        label=label,
+    )
+
+
+def difference_table(result: Mapping[str, Any], command: str, label: str) -> Table:
+    """Settings that are not the same in all groups."""
+    groups = [group["label"] for group in result["groups"]]
+    rows = tuple(
+        (name.replace("_", " "), *("-" if values[g] is None else plain(values[g]) for g in groups)) for name, values in result["differences"].items()
+    )
+    return Table(
+        ("setting", *(plain(g) for g in groups)), rows, "Settings in which the groups differ; - is not a setting of that model.", command, label=label
+    )
+
+
+def comparison_conclusion(result: Mapping[str, Any]) -> str:
+    """What the verdicts say, computed from them."""
+    parts = [collapse_count(result)]
+    for a, b in dict.fromkeys((row["a"], row["b"]) for row in result["verdicts"]):
+        rows = [row for row in result["verdicts"] if (row["a"], row["b"]) == (a, b)]
+        parts.append(pair_sentence(a, b, rows))
+    best = min(result["groups"], key=lambda group: mean_of(group, "frechet"))
+    least, floor = mean_of(best, "frechet"), floor_of(result, "frechet")
+    if floor:
+        name = plain(best["label"])
+        parts.append(f"The lowest mean Fréchet distance, {least:.2f} of {name}, is {least / floor:.1f} times the floor of {floor:.2f}.")
+    parts += [equal_sentence(row) for row in result["equal"]]
+    return " ".join(part for part in parts if part)
+
+
+def mean_of(group: Mapping[str, Any], key: str) -> float:
+    """Mean of a score over a group's runs."""
+    values = [float(run["scores"][key]["value"]) for run in group["runs"]]
+    return sum(values) / len(values)
+
+
+def collapse_count(result: Mapping[str, Any]) -> str:
+    """How many runs collapsed, of which groups."""
+    runs = [(group["label"], run) for group in result["groups"] for run in group["runs"]]
+    collapsed = [label for label, run in runs if run["collapsed"]]
+    if not collapsed:
+        return f"None of {len(runs)} runs collapsed." if len(runs) > 1 else "The run did not collapse."
+    by_group = ", ".join(f"{collapsed.count(label)} of {plain(label)}" for label in dict.fromkeys(collapsed))
+    return f"{len(collapsed)} of {len(runs)} runs collapsed ({by_group}); they are in all means."
+
+
+def pair_sentence(a: str, b: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """One pair of groups."""
+    told = {verdict: [row["title"] for row in rows if row["verdict"] == verdict] for verdict in ("better", "worse", "cannot tell")}
+    parts = [f"*{verdict}* in {', '.join(titles)}" for verdict, titles in told.items() if titles and verdict != "cannot tell"]
+    if not parts:
+        return f"These runs *cannot tell* {plain(a)} and {plain(b)} apart."
+    open_ones = f"; they cannot be told apart in {', '.join(told['cannot tell'])}" if told["cannot tell"] else ""
+    return f"{plain(a)} is {' and '.join(parts)} than {plain(b)}{open_ones}."
+
+
+def equal_sentence(row: Mapping[str, Any]) -> str:
+    """Groups at equal epochs or at equal seconds."""
+    means = [(one["label"], [v for v in one["values"] if v is not None]) for one in row["groups"]]
+    if not all(values for _, values in means):
+        return ""
+    what = f"{row['at']:.3g} epochs" if row["axis"] == "epoch" else f"{row['at']:.0f} seconds of training"
+    listed = ", ".join(f"{plain(label)} {sum(values) / len(values):.2f}" for label, values in means)
+    decided = [f"{plain(v['a'])} {v['verdict']} than {plain(v['b'])}" for v in row["verdicts"] if v["verdict"] != "cannot tell"]
+    return f"At {what}, Fréchet distances are {listed}" + (f" ({'; '.join(decided)})." if decided else " (no pair can be told apart).")
