@@ -320,7 +320,9 @@ def test_an_extrapolation_needs_full_rank_and_two_sizes():
 def test_kernel_distance_is_the_unbiased_statistic_of_torchmetrics(tile: int):
     kid = pytest.importorskip("torchmetrics.image.kid")
     here, there = normal(60, 9), normal(60, 9, 1) + 0.5
-    assert metrics.kernel_distance(here, there, tile=tile).value == pytest.approx(float(kid.poly_mmd(here, there)), rel=1e-10)
+    found = metrics.kernel_distance(here, there, tile=tile)
+    assert found.value == pytest.approx(float(kid.poly_mmd(here, there)), rel=1e-10)
+    assert found.standard_error == pytest.approx(metrics.kernel_distance(here, there, tile=60).standard_error, rel=1e-10)
 
 
 def test_kernel_distance_is_what_the_mean_over_subsets_tends_to():
@@ -411,6 +413,36 @@ def test_the_noise_floor_of_the_kl_is_what_samples_of_the_data_show():
     values = np.array([f.kl for f in found])
     assert abs(values.mean() - found[0].kl_floor) < 3 * values.std(ddof=1) / math.sqrt(200)
     assert abs(np.mean([f.p_value < 0.05 for f in found]) - 0.05) < 3 * binomial_error(0.05, 200)
+
+
+def test_modes_of_stacked_images_are_counted():
+    digits = torch.tensor([[0, 0, 7], [0, 0, 7], [9, 9, 9], [1, 2, 3]])
+    found = metrics.modes(digits)
+    assert (found.found, found.of, found.samples) == (3, 1000, 4)
+    assert found.kl == pytest.approx(math.log(1000) - 1.5 * math.log(2))  # ln 1000 - H[1/2, 1/4, 1/4]
+    counts = torch.zeros(1000).index_fill_(0, torch.tensor([7, 999]), 2.0)
+    assert metrics.modes(digits[:3], reference=counts).kl == pytest.approx(2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3))
+    assert metrics.modes(torch.tensor([[0, 1], [1, 1]]), classes=2)[:2] == (2, 4)
+
+
+def test_modes_that_fair_samples_miss_and_the_kl_they_show_are_foretold():
+    generator = torch.Generator().manual_seed(0)
+    found = [metrics.modes(torch.randint(10, (3000, 3), generator=generator)) for _ in range(60)]
+    for values, expected in (([f.of - f.found for f in found], found[0].missed_floor), ([f.kl for f in found], None)):
+        array = np.array(values)
+        error = array.std(ddof=1) / math.sqrt(60)
+        if expected is not None:
+            assert abs(array.mean() - expected) < 3 * error
+        else:  # first order in 1000 / 3000 is not all there is
+            assert array.mean() == pytest.approx(found[0].kl_floor, rel=0.12)
+    at_protocol = metrics.modes(torch.randint(10, (26_000, 3), generator=generator))
+    assert at_protocol.found == 1000 and at_protocol.kl == pytest.approx(0.0192, rel=0.15)
+
+
+@pytest.mark.parametrize("digits", [torch.rand(4, 3), torch.zeros(4, dtype=torch.int64), torch.tensor([[0, 10, 1]]), torch.tensor([[-1, 0, 1]])])
+def test_what_is_no_matrix_of_digits_has_no_modes(digits: Tensor):
+    with pytest.raises(UsageError, match="digits"):
+        metrics.modes(digits)
 
 
 # ---- two samples, three samples -------------------------------------------------------------------------------------------------------------------
@@ -647,6 +679,13 @@ def test_a_generator_of_one_class_has_collapsed_though_it_is_as_wide_as_the_data
 def test_a_generator_that_leaves_one_class_out_has_collapsed(digits: ImageData, held_out: ImageData):
     record = evaluation.collapse(held_out.images[held_out.labels != 0], digits)
     assert record["collapsed"] is True and record["shares"][0]["value"] < 0.005
+
+
+def test_a_thousand_classes_are_not_told_by_nearest_images(digits: ImageData, held_out: ImageData):
+    """Each would have a thousandth of the samples, and so a share below any threshold that fits ten."""
+    thousand = replace(digits, classes=tuple(f"{n:03d}" for n in range(1000)))
+    record = evaluation.collapse(held_out.images, thousand)
+    assert record["collapsed"] is False and record["shares"] is None
 
 
 def test_without_labels_the_spread_decides(digits: ImageData, held_out: ImageData):
