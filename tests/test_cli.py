@@ -106,7 +106,7 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
         ("train gan --data digits --out OUT --held-out 1500", "--held-out is 1500: it leaves no image"),
         ("train vae --data digits --out OUT --preset sheet", "--preset sheet is not for 'vae': it is for gan, wgan-gp"),
         ("train gan --data digits --out OUT --preset paper", "--preset paper is not for 'gan': it is for vae, echo"),
-        ("train vae --data digits --out OUT --preset papers", "--preset is 'papers': use one of default, sheet, paper"),
+        ("train vae --data digits --out OUT --preset papers", "--preset is 'papers': use one of default, sheet, paper, stacked"),
         ("train vae --data digits --out OUT --rate echo", "echo.*--rate"),
         ("train vae --data digits --out OUT --clip 0.99", "--clip"),  # of the other channel
         ("train echo --data digits --out OUT --rate prior", "--rate"),
@@ -265,7 +265,7 @@ def test_json_is_one_document(trained: Path, call: Call, tmp_path: Path) -> None
     plan = json.loads(call("train", "gan", "--data", "digits", "--out", tmp_path / "none", "--epochs", 2, "--dry-run", "--json").out)
     assert plan["steps"] == 2 * (1350 // 128) and plan["training_images"] == 1350 and plan["config"]["model"] == "gan"
     names = {entry["name"] for entry in json.loads(call("data", "list", "--root", tmp_path, "--json").out)}
-    assert names == {"digits", "mnist", "fashion-mnist", "binarized-mnist"}
+    assert names == {"digits", "mnist", "fashion-mnist", "binarized-mnist", "stacked-mnist"}
     assert all({"ok", "what", "found"} == entry.keys() for entry in json.loads(call("doctor", "--json").out))
     assert json.loads(call("data", "verify", "digits", "--json").out) == []
 
@@ -336,6 +336,15 @@ def test_dry_run_of_the_papers_preset(call: Call, tmp_path: Path) -> None:
     answer = call("train", "vae", "--preset", "paper", "--epochs", 3, "--data", "digits", "--out", tmp_path / "run", "--dry-run")
     assert answer.code == 0 and "epochs = 3" in answer.out and "rate = prior" in answer.out and "nothing was written" in answer.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_of_the_stacked_preset(call: Call, tmp_path: Path) -> None:
+    answer = call("train", "rpgan", "--preset", "stacked", "--data", "digits", "--out", tmp_path / "run", "--dry-run", "--json")
+    plan = json.loads(answer.out)
+    given = {"model": "rpgan", "architecture": "conv", "latent_dim": 64, "batch_size": 128, "epochs": 50, "penalty_weight": 1.0}
+    assert {name: plan["config"][name] for name in given} == given
+    answer = call("train", "vae", "--preset", "stacked", "--data", "digits", "--out", tmp_path / "run", "--dry-run")
+    assert answer.code == 2 and "--preset stacked is not for 'vae': it is for gan, wgan-gp, rpgan" in answer.err
 
 
 def test_fast_dev_run(call: Call, tmp_path: Path) -> None:

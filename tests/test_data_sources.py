@@ -272,6 +272,17 @@ def test_list_sources_tells_what_is_there(toy: Source, tmp_path: Path):
         assert info.source.licence and info.source.citation and info.source.splits
 
 
+def test_a_set_made_from_another_is_where_that_one_is(toy: Source, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sources.SOURCES, "made", Source("made", (("train", 7),), (3, 1, 1), (), "as toy", "none", made_from="toy"))
+    assert {info.source.name: (info.found, info.embedded) for info in list_sources(tmp_path)}["made"] == (None, False)
+    assert [status.status for status in verify("made", tmp_path)] == ["missing"]
+    assert fetch("made", root=tmp_path) == [tmp_path / "toy" / "toy.bin"] == sources.files_of_split("made", "train", tmp_path)
+    assert {info.source.name: info.found for info in list_sources(tmp_path)}["made"] == tmp_path / "toy"
+    assert verify("made", tmp_path) == verify("toy", tmp_path)
+    with pytest.raises(DataError, match="made: unknown split 'valid'; it has train"):
+        sources.files_of_split("made", "valid", tmp_path)
+
+
 def test_a_recipe_makes_the_packed_file_from_text_or_matlab(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from scipy.io import savemat
 

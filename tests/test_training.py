@@ -39,6 +39,7 @@ from periplus import (
     train,
 )
 from periplus.checkpoints import list_checkpoints, load_checkpoint
+from periplus.data import composites, formats
 from periplus.networks import AdversarialNetworks, ConvCritic, ConvGenerator, MLPCritic, MLPGenerator, recalibrate_batch_norm
 from periplus.training import adversarial, journal
 from periplus.training.adversarial import critic_step, generator_step, make_fakes, new_state, update_average
@@ -936,3 +937,19 @@ def test_a_batch_normed_critic_is_refused_before_anything_is_made(digits: ImageD
     with pytest.raises(UsageError, match="batch normalisation"):
         train(config("wgan-gp"), digits, tmp_path / "run", networks=(custom_generator(), critic))
     assert not (tmp_path / "run").exists()
+
+
+# ---- stacked digits --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_stacked_preset_trains_on_three_channels(tmp_path: Path) -> None:
+    """The recipe for a thousand modes, a few steps of it, on digits of 8 x 8: both networks move, samples have three different channels."""
+    grey = load_data("digits")
+    loaded = formats.Loaded(grey.images.numpy(), grey.labels.numpy(), grey.classes)  # type: ignore[union-attr]
+    stacked = composites.stack_digits(loaded, 300, "digits", "train")
+    data = ImageData(torch.from_numpy(stacked.images), torch.from_numpy(stacked.labels), stacked.classes, "stacked-digits", "train")
+    run = train(AdversarialConfig.stacked(batch_size=16, max_steps=6, log_every=3, held_out=30), data, tmp_path / "run")
+    assert run.config.model == "rpgan" and run.config.architecture == "conv" and run.step == 6
+    samples = run.sample(20)
+    assert samples.shape == (20, 3, 8, 8) and not samples[:, 0].equal(samples[:, 1])
+    assert all(np.isfinite(value) for line in run.metrics for value in line.values())

@@ -34,7 +34,9 @@ PRESETS: dict[str, Callable[[str], Config]] = {
     "default": lambda model: config_for(model),
     "sheet": lambda model: AdversarialConfig.sheet(model),  # type: ignore[arg-type]
     "paper": lambda model: AutoencoderConfig.paper(model=model),
+    "stacked": lambda model: AdversarialConfig.stacked(model),  # type: ignore[arg-type]
 }
+Preset = Literal["default", "sheet", "paper", "stacked"]
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,15 @@ class Common:
 class Train(Common):
     """Options of `periplus train` beside those of the configuration."""
 
-    data: Annotated[str, arg(help="A named set (digits, mnist, fashion-mnist, binarized-mnist), an .npz, an IDX file or a folder of images.")]
+    data: Annotated[str, arg(help="A named set (as in periplus data list), an .npz, an IDX file or a folder of images.")]
     out: Annotated[Path, arg(help="The run folder to make.")]
     image_size: Annotated[int | None, arg(help="Resize images to squares of so many pixels.")] = None
     data_root: Annotated[Path | None, arg(help="Where named sets are looked for first; else $PERIPLUS_DATA, else the cache.")] = None
     preset: Annotated[
-        Literal["default", "sheet", "paper"],
+        Preset,
         arg(
             help="sheet (gan, wgan-gp, rpgan): the course sheet's setting, learning rate 1e-4, 100 epochs, 1:1. paper (vae, echo): architecture and "
-            "protocol of the echo paper, 200 epochs."
+            "protocol of the echo paper, 200 epochs. stacked (gan, wgan-gp, rpgan): for --data stacked-mnist, convolutions, 50 epochs."
         ),
     ] = "default"
     resume: Annotated[bool, arg(help="Go on with the run in --out; options left out are those of the run.")] = False
@@ -145,7 +147,7 @@ def train_options(argv: Sequence[str]) -> type[Train]:
 
 def preset_config(model: str, preset: str) -> Config:
     """A model's configuration by preset. Raises UsageError where the preset is not for this kind of model."""
-    kinds = {"sheet": AdversarialConfig, "paper": AutoencoderConfig}
+    kinds = {"sheet": AdversarialConfig, "paper": AutoencoderConfig, "stacked": AdversarialConfig}
     if preset not in PRESETS:
         raise UsageError(f"--preset is '{preset}': use one of {', '.join(PRESETS)}")
     if not issubclass(MODELS[model], kinds.get(preset, MODELS[model])):
@@ -346,6 +348,7 @@ class DataList(Common):
                 "splits": dict(i.source.splits),
                 "shape": i.source.shape,
                 "licence": i.source.licence,
+                "made_from": i.source.made_from,
                 "found": "embedded" if i.embedded else str(i.found) if i.found else None,
             }
             for i in infos
@@ -353,11 +356,14 @@ class DataList(Common):
         if self.json:
             self.tell(records)
             return
-        rows = [
-            (r["name"], ", ".join(f"{k} {v:,}" for k, v in r["splits"].items()), "x".join(map(str, r["shape"])), r["found"] or "not here: fetch")
-            for r in records
-        ]
+        rows = [(r["name"], ", ".join(f"{k} {v:,}" for k, v in r["splits"].items()), "x".join(map(str, r["shape"])), where(r)) for r in records]
         table(("name", "images", "C x H x W", "where"), rows)
+
+
+def where(record: dict[str, Any]) -> str:
+    """Where a set is, and what it is made from."""
+    made = f" (made from {record['made_from']})" if record["made_from"] else ""
+    return (record["found"] or "not here: fetch") + made
 
 
 @dataclass(frozen=True, kw_only=True)

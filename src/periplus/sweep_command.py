@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 from tyro.conf import arg
 
-from periplus.commands import NOT_FOR, Common, attribute_documents, preset_config, value_of, without_none
+from periplus.commands import NOT_FOR, Common, Preset, attribute_documents, preset_config, value_of, without_none
 from periplus.config import MODELS, AutoencoderConfig, Config, nearest
 from periplus.errors import UsageError
 
@@ -25,7 +25,7 @@ STORED = ("data", "image_size", "preset", "seeds", "images")
 class SweepOptions(Common):
     """Options of `periplus sweep` beside those of the configuration."""
 
-    data: Annotated[str, arg(help="A named set (digits, mnist, fashion-mnist, binarized-mnist), an .npz, an IDX file or a folder of images.")]
+    data: Annotated[str, arg(help="A named set (as in periplus data list), an .npz, an IDX file or a folder of images.")]
     out: Annotated[Path, arg(help="The folder to make: cells/, sweep.json, sweep.csv, curve.svg.")]
     seeds: Annotated[int, arg(help="Runs of each point: seeds 0, 1, ...")] = 3
     engine: Annotated[
@@ -40,7 +40,7 @@ class SweepOptions(Common):
     images: Annotated[int, arg(help="Autoencoders: images of each split to measure on, at most.")] = 10_000
     image_size: Annotated[int | None, arg(help="Resize images to squares of so many pixels.")] = None
     data_root: Annotated[Path | None, arg(help="Where named sets are looked for first; else $PERIPLUS_DATA, else the cache.")] = None
-    preset: Annotated[Literal["default", "sheet", "paper"], arg(help="As for 'periplus train'.")] = "default"
+    preset: Annotated[Preset, arg(help="As for 'periplus train'.")] = "default"
     resume: Annotated[bool, arg(help="Go on with the sweep in --out; options left out are those of the sweep.")] = False
     dry_run: Annotated[bool, arg(help="Print the cells and their commands, and write nothing.")] = False
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from periplus.data import formats, sources
+from periplus.data import composites, formats, sources
 from periplus.data.formats import Loaded, show
 from periplus.errors import DataError, UsageError
 
@@ -116,10 +116,11 @@ def load_data(
     """Load a named set or the images at a path.
 
     `source` is `digits` (embedded; train, test, all), `mnist`, `fashion-mnist` (train, test), `binarized-mnist` (train,
-    valid, test; without labels), or the path of an NPZ, an IDX file or a folder of images (`formats` has the rules; write
-    `./mnist` for a path that has the name of a set). A path is one split: all its images, whatever `split` says, and its
-    `.split` is `all`. Named sets are looked for in `root`, `$PERIPLUS_DATA` and the cache, checked against their published
-    SHA-256, and downloaded when missing. `image_size` = side or (height, width) resizes (bilinear, antialiased).
+    valid, test; without labels), `stacked-mnist` (train, test; made from MNIST, a thousand classes), or the path of an NPZ,
+    an IDX file or a folder of images (`formats` has the rules; write `./mnist` for a path that has the name of a set).
+    A path is one split: all its images, whatever `split` says, and its `.split` is `all`. Named sets are looked for in
+    `root`, `$PERIPLUS_DATA` and the cache, checked against their published SHA-256, and downloaded when missing.
+    `image_size` = side or (height, width) resizes (bilinear, antialiased).
 
     Raises DataError (absent, empty, malformed, truncated, unknown) and UsageError (image_size).
     """
@@ -171,7 +172,8 @@ def _load_named(name: str, split: str, root: str | os.PathLike[str] | None) -> L
         # the packed file unpacks with its images side by side: gathering one would cross the whole set
         return Loaded(np.ascontiguousarray(bits * np.uint8(255)).reshape(-1, *known.shape), None, ())
     images = formats.read_idx_images(paths[0])
-    return Loaded(images, formats.read_idx_labels(paths[1], len(images)), known.classes)
+    loaded = Loaded(images, formats.read_idx_labels(paths[1], len(images)), sources.origin(known).classes)
+    return loaded if known.made_from is None else composites.stack_digits(loaded, dict(known.splits)[split], name, split)
 
 
 def _load_digits(split: str) -> Loaded:

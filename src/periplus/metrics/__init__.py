@@ -15,7 +15,7 @@ means: pixels in [0, 1], or what an extractor makes of images, whose name belong
 Every measure comes with an interval, and its docstring says what the interval is of and what it does not cover.
 """
 
-from periplus.metrics.classes import ClassDistance, class_distance, class_shares
+from periplus.metrics.classes import ClassDistance, Modes, class_distance, class_shares, modes
 from periplus.metrics.frechet import (
     Extrapolation,
     FrechetDistance,
@@ -39,6 +39,7 @@ __all__ = [
     "Extrapolation",
     "FrechetDistance",
     "KernelDistance",
+    "Modes",
     "Moments",
     "Neighbours",
     "Point",
@@ -57,6 +58,7 @@ __all__ = [
     "mean_interval",
     "mean_pairwise_distance",
     "median_ratio",
+    "modes",
     "moments",
     "nearest_neighbours",
     "neighbour_labels",

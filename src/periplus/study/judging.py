@@ -59,8 +59,8 @@ def measure_run(cell: Cell, run: Run, data: ImageData) -> dict[str, Any]:
 
 
 def share_distance(record: dict[str, Any], data: ImageData) -> float | None:
-    """Total variation between the class shares of the samples and those of the data, in [0, 1]; None without labels."""
-    if data.labels is None:
+    """Total variation between the class shares of the samples and those of the data, in [0, 1]; None without shares."""
+    if data.labels is None or record["shares"] is None:
         return None
     shares = torch.tensor([s["value"] for s in record["shares"]], dtype=torch.float64)
     return float((shares - data_shares(data)).abs().sum() / 2)
