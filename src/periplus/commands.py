@@ -293,6 +293,46 @@ class Evaluate(Common):
             for split, judged in record.get("splits", {}).items():
                 for statement in judged["rate"]["statements"]:
                     print(f"{split}: {statement}")
+            if record.get("scores"):
+                told = record["reference"]
+                title = f"{folder}: {told['samples']:,} samples, features of {told['extractor']['name']} (SHA-256 {told['extractor']['sha256'][:12]})"
+                table(("score", "samples", "without EMA", "real images (floor)"), score_rows(record), title=title)
+
+
+#: How scores are called in print.
+SCORE_NAMES = {
+    "frechet": "Fréchet distance",
+    "frechet_random": "Fréchet distance, random features",
+    "kernel": "kernel distance",
+    "two_sample": "told apart by a classifier",
+    "classes": "distance of class shares",
+    "smallest_class": "smallest class",
+    "copying": "copying, z (below -3: copies)",
+    "neighbour_ratio": "nearest / held-out",
+}
+
+
+def score_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
+    """A run's scores as rows for print: value (95 % interval), without averaged weights, and what real images get (lowest to highest block)."""
+
+    def value(found: dict[str, Any] | None) -> str:
+        if found is None:
+            return "-"
+        bounds = f" ({found['low']:.3g} to {found['high']:.3g})" if found.get("low") is not None else ""
+        return f"{found['value']:.3g}{bounds}"
+
+    def floor(found: dict[str, Any]) -> str:
+        floors = found.get("floors")
+        return "-" if not floors else f"{floors[0]:.3g}" if len(floors) == 1 else f"{found['floor']:.3g} ({min(floors):.3g} to {max(floors):.3g})"
+
+    plain = record.get("without_ema") or {}
+    rows: list[tuple[str, ...]] = [
+        (SCORE_NAMES.get(name, name), value(found), value(plain.get(name)), floor(found)) for name, found in record["scores"].items()
+    ]
+    limit = record["scores"]["frechet"].get("at_infinity")
+    if limit:
+        rows.insert(1, ("  at infinitely many samples", value(limit), "-", "0"))
+    return rows
 
 
 def evaluation_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:

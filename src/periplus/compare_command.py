@@ -42,7 +42,7 @@ class Compare(Common):
         from periplus.comparing import compare, group_runs
         from periplus.console import note, table
         from periplus.evaluation import data_of
-        from periplus.report import Chapter, Report, plain, write_html
+        from periplus.report import Chapter, Finding, Report, plain, write_html
         from periplus.runs import load_run
         from periplus.scoring import reference
         from periplus.study.comparison import comparison_blocks, comparison_conclusion, draw_comparison, score_table, verdict_table
@@ -61,7 +61,7 @@ class Compare(Common):
         result = {"command": self.command, **compare(runs, reference(data, self.n, note=note), curves=self.curves, note=note)}
         figures = draw_comparison(result, group_runs(runs), data, self.out, "compare")
         write_atomically(self.out / "compare.json", json.dumps(result, indent=1) + "\n")
-        blocks = comparison_blocks(result, figures, self.command, "compare")
+        blocks = (*comparison_blocks(result, figures, self.command, "compare"), Finding(comparison_conclusion(result)))
         chapter = Chapter("compare", "Side by side", "Which runs are better, by how much, and how sure is that?", blocks)
         subtitle = ", ".join(plain(group["label"]) for group in result["groups"])
         report = Report(title=f"Runs on {plain(data.source or data.name)}, compared", subtitle=subtitle, chapters=(chapter,))

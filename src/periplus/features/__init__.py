@@ -3,8 +3,8 @@
 A distance between feature distributions says nothing without the features: a score carries its extractor's record (`Extractor.record`), and two
 scores compare only where these are the same. None of them is Inception's, and no score here is an FID.
 
-* `load_extractor("mnist")`: a classifier of MNIST, whose weights come with the package. Also for binarised MNIST, and channel by channel for
-  stacked MNIST.
+* `load_extractor("mnist")`, `load_extractor("digits")`: classifiers whose weights come with the package. MNIST's also judges binarised MNIST, and
+  channel by channel stacked MNIST.
 * `extractor_for(data)`: the above where it fits; else a network trained once on these data by the same recipe and kept in the cache, under the
   hash of the data.
 * `random_extractor(channels)`: weights that nobody has trained. Where it and a trained one disagree, one of them is blind to the difference.
@@ -36,10 +36,13 @@ from periplus.seeds import stream
 
 __all__ = ["FEATURES", "Extractor", "FeatureNetwork", "extractor_for", "load_extractor", "random_extractor", "read_extractor", "train_extractor"]
 
-SHIPPED = Path(__file__).parent / "mnist.safetensors"
-SHIPPED_SHA256 = "d71f122302d5155598eb41451cb41bdd961ca043d39ea945acfd6ad5e80dbef3"
-#: Sets of MNIST's digits, which its classifier knows.
-MNIST_KIN = ("mnist", "binarized-mnist")
+#: The networks that come with the package, and the SHA-256 of their files (made by benchmarks/feature_network.py).
+SHIPPED = {
+    "mnist": "d71f122302d5155598eb41451cb41bdd961ca043d39ea945acfd6ad5e80dbef3",
+    "digits": "8b4a7efb2d16256dd08704dc20bfbbfe3496af208cbe31855bfedeaa9524e7ce",
+}
+#: Named sets that are judged by a shipped network, with the shape of their images.
+JUDGES = {"mnist": ("mnist", (1, 28, 28)), "binarized-mnist": ("mnist", (1, 28, 28)), "digits": ("digits", (1, 8, 8))}
 STACKED = "stacked-mnist"
 BLOCK = 500
 #: A tenth of the data, at most so many, stays out of training: the accuracy is measured there.
@@ -103,13 +106,22 @@ class Extractor:
 
 
 def load_extractor(name: str) -> Extractor:
-    """An extractor that comes with the package: 'mnist'. Raises UsageError for another name, RunError where the file is not what was shipped."""
-    if name != "mnist":
-        raise UsageError(f"no extractor '{name}' comes with Periplus: 'mnist' does; extractor_for(data) trains one for other data")
-    found = read_extractor(SHIPPED)
-    if found.sha256 != SHIPPED_SHA256:
-        raise RunError(f"{SHIPPED} is not the file that was shipped (SHA-256 {found.sha256}, not {SHIPPED_SHA256}): install Periplus again")
+    """An extractor that comes with the package: 'mnist' or 'digits'.
+
+    Raises UsageError for another name, RunError where the file is not what was shipped.
+    """
+    if name not in SHIPPED:
+        raise UsageError(f"no extractor '{name}' comes with Periplus: {' and '.join(SHIPPED)} do; extractor_for(data) trains one for other data")
+    path = shipped_file(name)
+    found = read_extractor(path)
+    if found.sha256 != SHIPPED[name]:
+        raise RunError(f"{path} is not the file that was shipped (SHA-256 {found.sha256}, not {SHIPPED[name]}): install Periplus again")
     return found
+
+
+def shipped_file(name: str) -> Path:
+    """Where the weights of a shipped network lie."""
+    return Path(__file__).parent / f"{name}.safetensors"
 
 
 def random_extractor(channels: int) -> Extractor:
@@ -126,8 +138,9 @@ def extractor_for(data: ImageData, cache: Path | None = None, on_step: OnStep | 
         cache: a folder for networks that had to be trained; by default the cache of this machine's user.
         on_step, note: told while a network is trained, and before.
     """
-    if data.name in MNIST_KIN and data.shape == (1, 28, 28):
-        return load_extractor("mnist")
+    judge, shape = JUDGES.get(data.name, ("", ()))
+    if judge and data.shape == shape:
+        return load_extractor(judge)
     if data.name == STACKED:
         return dataclasses.replace(load_extractor("mnist"), name="mnist-per-channel", per_channel=True)
     path = (cache or cache_folder() / "features") / f"{file_name(data)}-recipe-{RECIPE}.safetensors"

@@ -10,7 +10,7 @@ import torch
 
 from periplus import metrics, pictures, plots
 from periplus.data import ImageData
-from periplus.report import Block, Figure, Finding, Heading, Paragraph, Table, plain
+from periplus.report import Block, Figure, Heading, Paragraph, Table, plain
 from periplus.runs import Run
 from periplus.study.telling import number
 
@@ -35,7 +35,7 @@ def draw_comparison(result: Mapping[str, Any], runs: Mapping[str, Sequence[Run]]
     """The figures of a comparison below `folder`: samples side by side, and quality on the way; returns their paths by name."""
     found = {"grids": draw_grids(runs, data, folder, key)}
     if any(run.get("curve") for group in result["groups"] for run in group["runs"]):
-        found["curves"] = draw_curves(result, folder, key)
+        found["quality"] = draw_curves(result, folder, key)
     return found
 
 
@@ -106,11 +106,11 @@ def comparison_blocks(result: Mapping[str, Any], figures: Mapping[str, str], com
     ]
     if result["verdicts"]:
         blocks.append(verdict_table(result, command, f"{key}-verdicts"))
-    if "curves" in figures:
-        blocks.append(curve_figure(result, figures["curves"], command, f"{key}-quality"))
+    if "quality" in figures:
+        blocks.append(curve_figure(result, figures["quality"], command, f"{key}-quality"))
     if result["differences"]:
         blocks += [Heading("Where the settings differ"), difference_table(result, command, f"{key}-settings")]
-    return (*blocks, Finding(comparison_conclusion(result)))
+    return tuple(blocks)
 
 
 def protocol_sentence(result: Mapping[str, Any]) -> str:

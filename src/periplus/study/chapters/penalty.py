@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from periplus.comparing import compare, group_runs
+from periplus.errors import UsageError
 from periplus.report import Block, Command, Equation, Figure, Finding, Heading, Paragraph, Pseudocode, Table
+from periplus.runs import Run
+from periplus.scoring import reference
 from periplus.study import judging
 from periplus.study.chapters.gan import class_figure, neighbour_figure, network_sentence, sample_figures
+from periplus.study.comparison import comparison_blocks, comparison_conclusion, draw_comparison
 from periplus.study.question import Figures, Question, Results
 from periplus.study.telling import collapse_sentence, joined, number, run_table, settings_of
 from periplus.study.workshop import Workshop
@@ -20,16 +25,34 @@ PANELS = {
 
 
 def measure(workshop: Workshop) -> Results:
-    """The WGAN-GP's runs, and their comparison with the GAN's."""
+    """The WGAN-GP's runs, and their comparison with the GAN's: by scores with floors, where there are images enough for these."""
     ours = judging.measure_model(workshop, "wgan-gp")
     other = judging.measure_model(workshop, "gan")
-    return {**ours, "other": other, "comparison": judging.compare_models(ours, other)}
+    return {**ours, "other": other, "comparison": judging.compare_models(ours, other), "scores": compare_scores(workshop)}
+
+
+def compare_scores(workshop: Workshop) -> Results | None:
+    """What `periplus compare` finds of both models' runs; None where there are too few images for scores."""
+    try:
+        judge = reference(workshop.data, note=workshop.say)
+    except UsageError as error:
+        workshop.say(f"no scores of samples: {error}")
+        return None
+    return compare(both(workshop), judge, note=workshop.say)
+
+
+def both(workshop: Workshop) -> list[Run]:
+    """The runs of both models."""
+    return [run for model in ("wgan-gp", "gan") for _, run in workshop.of(model)]
 
 
 def draw(results: Results, workshop: Workshop) -> Figures:
     """Samples of every seed, curves, class shares, nearest training images."""
     figures = judging.draw_model(results, workshop, "2b", PANELS)
-    return figures | {"side-by-side": judging.draw_side_by_side(workshop, ("gan", "wgan-gp"), "2b")}
+    if results["scores"] is None:
+        return figures | {"side-by-side": judging.draw_side_by_side(workshop, ("gan", "wgan-gp"), "2b")}
+    drawn = draw_comparison(results["scores"], group_runs(both(workshop)), workshop.data, workshop.folder, "2b")
+    return figures | {name: {"path": path, "command": workshop.again("2b")} for name, path in drawn.items()}
 
 
 def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
@@ -93,6 +116,17 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
             f"Both models had the same generator widths, the same budget of {config['epochs']} epochs and {len(runs)} seeds. Seeds are "
             "the sample: intervals are Welch's for the difference of means over seeds, at 95 % for all rows together."
         ),
+        *side_by_side(results),
+        Finding(conclusion(results)),
+    )
+
+
+def side_by_side(results: Results) -> tuple[Block, ...]:
+    """Samples and measures of both models: scores with floors, or a plain table where there were too few images for these."""
+    if results["scores"] is not None:
+        figures = {name: results["figures"][name]["path"] for name in ("grids", "quality") if name in results["figures"]}
+        return comparison_blocks(results["scores"], figures, results["figures"]["grids"]["command"], "2b")
+    return (
         Figure(
             results["figures"]["side-by-side"]["path"],
             "Training images, and samples of the first seed of each model; none selected.",
@@ -101,7 +135,6 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
             label="side-by-side",
         ),
         comparison_table(results),
-        Finding(conclusion(results)),
     )
 
 
@@ -131,6 +164,8 @@ def comparison_table(results: Results) -> Table:
 
 def conclusion(results: Results) -> str:
     """What the runs say, computed from them."""
+    if results["scores"] is not None:
+        return comparison_conclusion(results["scores"])
     parts = [collapse_sentence(results["runs"])]
     decided = [row for row in results["comparison"] if row["verdict"] != "cannot tell"]
     open_rows = [row for row in results["comparison"] if row["verdict"] == "cannot tell"]
