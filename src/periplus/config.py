@@ -113,7 +113,7 @@ class AdversarialConfig:
         """Stacked MNIST (a thousand modes): convolutions, 64 dimensions, Adam 2e-4, 50 epochs of 60,000 images (23,000 steps).
 
         rpgan with both penalties is the recipe of R3GAN (Huang et al. 2024), whose paper reports 1000 modes; the pair here is far smaller than theirs
-        and has batch normalisation in its generator, gamma 1 for both penalties and no schedules.
+        and has batch normalisation in its generator, gamma 1 for both penalties and no schedules. Hours on two cores.
         """
         return cls(**{"model": model, "architecture": "conv", "latent_dim": 64, "batch_size": 128, "learning_rate": 2e-4, "epochs": 50, **changes})
 

@@ -124,5 +124,5 @@ def median_ratio(above: Tensor, below: Tensor, seed: int, draws: int = 1000) -> 
     """median(above) / median(below) of two independent samples (A,), (B,), with its 95 % percentile bootstrap interval, drawn by seed."""
     generator = torch.Generator().manual_seed(seed)
     medians = [values[torch.randint(len(values), (draws, len(values)), generator=generator)].median(1).values for values in (above, below)]
-    low, high = (medians[0] / medians[1]).quantile(torch.tensor(PERCENTILES, dtype=above.dtype)).tolist()
+    low, high = (medians[0] / medians[1]).quantile(above.new_tensor(PERCENTILES)).tolist()
     return Ratio(float(above.median() / below.median()), low, high)
