@@ -46,6 +46,8 @@ FLOORS = 5
 NEIGHBOURS = 5
 #: Samples that are looked for among the training images: more would say the same, later.
 COPIES = 3000
+#: Samples whose modes are counted: the usual number, and figures for others do not compare.
+MODE_SAMPLES = 26_000
 #: Raised whenever a score of the same samples would change.
 PROTOCOL = 1
 
@@ -238,7 +240,18 @@ def score(run: Run, reference: Reference, seed: int = 0) -> dict[str, Any]:
     record = compare_with(reference, features, reference.blind(images))
     floors = {name: {"floor": math.fsum(of) / len(of), "floors": of} for name, of in reference.floors.items()}
     found = {name: one | floors.get(name, {}) for name, one in record.items()} | memorising(reference, run.config, features)
+    if reference.extractor.per_channel:
+        found["modes"] = mode_scores(run, reference, seed)
     return {"step": run.step, "sampling_seed": seed, "scores": found}
+
+
+def mode_scores(run: Run, reference: Reference, seed: int) -> dict[str, Any]:
+    """Modes of 1000 that 26,000 samples of stacked images fall into, and KL (nats) of their shares, by the digit classifier; real images beside."""
+    said = [reference.extractor.classify(reference.extractor(block)) for block in run.sample(MODE_SAMPLES, seed).cpu().split(SAMPLES)]
+    found = metrics.modes(torch.cat(said))
+    real = metrics.modes(reference.extractor.classify(reference.features[:MODE_SAMPLES]))
+    told = {"value": float(found.found), "of": found.of, "kl": found.kl, "kl_floor": found.kl_floor, "samples": found.samples}
+    return told | {"real": {"found": real.found, "kl": real.kl, "samples": real.samples}}
 
 
 def score_run(run: Run, reference: Reference, seed: int = 0, last: bool = True) -> dict[str, Any]:
