@@ -19,17 +19,9 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 from tyro.conf import Positional, arg
 
-from periplus.config import MODELS, AdversarialConfig, AutoencoderConfig, Config, config_for, nearest
+from periplus.config import MODELS, NOT_FOR, AdversarialConfig, AutoencoderConfig, Config, config_for, nearest
 from periplus.errors import UsageError
 
-#: Configuration fields that a model has no use for, and so no option.
-NOT_FOR: dict[str, tuple[str, ...]] = {
-    "gan": ("penalty_weight",),
-    "wgan-gp": ("generator_loss",),
-    "rpgan": ("generator_loss",),
-    "vae": ("clip",),
-    "echo": ("rate", "estimator"),
-}
 PRESETS: dict[str, Callable[[str], Config]] = {
     "default": lambda model: config_for(model),
     "sheet": lambda model: AdversarialConfig.sheet(model),  # type: ignore[arg-type]

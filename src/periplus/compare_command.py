@@ -45,7 +45,7 @@ class Compare(Common):
         from periplus.report import Chapter, Finding, Report, plain, write_html
         from periplus.runs import load_run
         from periplus.scoring import reference
-        from periplus.study.comparison import comparison_blocks, comparison_conclusion, draw_comparison, score_table, verdict_table
+        from periplus.study.comparison import comparison_blocks, comparison_conclusion, draw_comparison, score_table
 
         if not self.folders:
             raise UsageError("periplus compare needs at least one RUN folder")
@@ -69,9 +69,7 @@ class Compare(Common):
         if self.json:
             self.tell(result)
             return
-        tables = [score_table(result, self.command, "scores")]
-        tables += [verdict_table(result, self.command, "verdicts")] if result["verdicts"] else []
-        for shown in tables:
-            table(shown.header, [[str(cell).replace("*", "").replace("\\", "") for cell in row] for row in shown.rows])
+        shown = score_table(result, self.command, "scores")
+        table(shown.header, [[str(cell).replace("\\", "") for cell in row] for row in shown.rows])
         print(comparison_conclusion(result).replace("*", "").replace("\\", ""))
         print(f"{page}, {self.out / 'compare.json'}")

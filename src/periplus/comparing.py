@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from periplus import metrics
-from periplus.config import AdversarialConfig
+from periplus.config import NOT_FOR, AdversarialConfig
 from periplus.errors import UsageError
 from periplus.evaluation import collapse
 from periplus.files import write_atomically
@@ -91,8 +91,9 @@ def check_runs(runs: Sequence[Run], reference: Reference) -> None:
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """What was chosen for a run, but for its seed and what changes no weight."""
-    return {k: v for k, v in dataclasses.asdict(run.config).items() if k not in REPEATS and v is not None}
+    """What was chosen for a run, but for its seed, what changes no weight and what its model has no use for."""
+    without = (*REPEATS, *NOT_FOR[run.config.model])
+    return {k: v for k, v in dataclasses.asdict(run.config).items() if k not in without and v is not None}
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -101,12 +102,15 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in runs:
         keyed.setdefault(json.dumps(settings_of(run), sort_keys=True), []).append(run)
     chosen = [settings_of(members[0]) for members in keyed.values()]
-    labels = []
-    for settings in chosen:
-        kin = [other for other in chosen if other["model"] == settings["model"]]
-        varied = [k for k in settings if any(other.get(k) != settings[k] for other in kin)]
-        labels.append(", ".join([settings["model"], *(f"{k.replace('_', ' ')} {settings[k]}" for k in varied)]))
-    return dict(zip(labels, keyed.values(), strict=True))
+    return dict(zip((label_of(settings, chosen) for settings in chosen), keyed.values(), strict=True))
+
+
+def label_of(settings: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """A group's name: the model, and what tells it from the other groups of that model: "gan", "gan conv, epochs 10"."""
+    kin = [other for other in others if other["model"] == settings["model"]]
+    varied = [name for name in settings if any(other.get(name) != settings[name] for other in kin)]
+    model = f"{settings['model']} {settings['architecture']}" if "architecture" in varied else settings["model"]
+    return ", ".join([model, *(f"{name.replace('_', ' ')} {settings[name]}" for name in varied if name != "architecture")])
 
 
 def differences(groups: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -219,7 +223,7 @@ def equal_resources(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         rows = [{"label": group["label"], "values": of} for group, of in zip(groups, values, strict=True)]
         complete = all(v is not None for of in values for v in of)
         pairs = itertools.combinations(range(len(groups)), 2) if complete else ()
-        correction = math.comb(len(groups), 2)
+        correction = max(1, math.comb(sum(len(group["runs"]) > 1 for group in groups), 2))
         judged = [
             {"a": groups[i]["label"], "b": groups[j]["label"], **verdict(values[i], values[j], "lower", correction)}  # type: ignore[arg-type]
             for i, j in pairs
@@ -233,12 +237,12 @@ def equal_resources(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 def verdicts(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every pair of groups, measure by measure: values by seed, interval of the difference a - b, and what `a` is."""
-    measures, pairs = measures_of(groups), list(itertools.combinations(groups, 2))
+    comparisons = test_of(groups)["comparisons"]
     return [
         {"a": a["label"], "b": b["label"], "measure": key, "title": title, "direction": direction}
-        | verdict(values_of(a, key), values_of(b, key), direction, len(measures) * len(pairs))
-        for a, b in pairs
-        for key, title, direction in measures
+        | verdict(values_of(a, key), values_of(b, key), direction, max(1, comparisons))
+        for a, b in itertools.combinations(groups, 2)
+        for key, title, direction in measures_of(groups)
     ]
 
 
@@ -262,8 +266,9 @@ def verdict(a: Sequence[float], b: Sequence[float], direction: str, comparisons:
 
 
 def test_of(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the verdicts rest on."""
-    comparisons = len(measures_of(groups)) * math.comb(len(groups), 2)
+    """What the verdicts rest on. Groups of one run can be told from nothing, and are not among the comparisons that are corrected for."""
+    repeated = sum(len(group["runs"]) > 1 for group in groups)
+    comparisons = len(measures_of(groups)) * math.comb(repeated, 2)
     return {
         "name": "Welch's interval of the difference of means over seeds",
         "family_error": FAMILY_ERROR,

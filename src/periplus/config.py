@@ -250,6 +250,16 @@ MODELS: dict[str, type[Config]] = {
 }
 
 
+#: Configuration fields that a model has no use for.
+NOT_FOR: dict[str, tuple[str, ...]] = {
+    "gan": ("penalty_weight",),
+    "wgan-gp": ("generator_loss",),
+    "rpgan": ("generator_loss",),
+    "vae": ("clip",),
+    "echo": ("rate", "estimator"),
+}
+
+
 def config_for(model: str, **values: Any) -> Config:
     """The configuration of a model by name. Raises UsageError for an unknown one."""
     if model not in MODELS:

@@ -162,15 +162,16 @@ def _seeds(axis: Axes, group: Sequence[tuple[NDArray[np.float64], NDArray[np.flo
     axis.plot(grid, mean, color=colour, label=name, **style)
 
 
-def _plain_log_ticks(axis: Axes) -> None:
+def _plain_log_ticks(axis: Axes, name: str = "y") -> None:
     """0.5, 1, 2 instead of powers of ten where an axis spans few of them."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    low, high = axis.get_ylim()
+    low, high = getattr(axis, f"get_{name}lim")()
     if low > 0 and high / low < 1e3:
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_minor_locator(NullLocator())
-        axis.yaxis.set_major_formatter("{x:g}")
+        ruler = getattr(axis, f"{name}axis")
+        ruler.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ruler.set_minor_locator(NullLocator())
+        ruler.set_major_formatter("{x:g}")
 
 
 def _legend(figure: Figure, columns: int = 3) -> None:
@@ -212,6 +213,7 @@ def lines(panels: Sequence[Mapping[str, Any]], path: PathLike, height: float = 2
                 _plain_log_ticks(axis)
             if panel.get("x_log"):
                 axis.xaxis.set_minor_formatter("")
+                _plain_log_ticks(axis, "x")
         _legend(figure, columns)
 
     return save_svg(draw, path, height=height)

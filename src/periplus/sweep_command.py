@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 from tyro.conf import arg
 
-from periplus.commands import NOT_FOR, Common, Preset, attribute_documents, preset_config, value_of, without_none
-from periplus.config import MODELS, AutoencoderConfig, Config, nearest
+from periplus.commands import Common, Preset, attribute_documents, preset_config, value_of, without_none
+from periplus.config import MODELS, NOT_FOR, AutoencoderConfig, Config, nearest
 from periplus.errors import UsageError
 
 #: Options that a resumed sweep takes from its folder where they are left out.

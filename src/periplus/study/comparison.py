@@ -17,14 +17,17 @@ from periplus.study.telling import number
 GRID_COLUMNS = 12
 #: Scores in the table of groups: key, what it is called there, digits after the point.
 SHOWN = (
-    ("frechet", "Fréchet", 2),
-    ("kernel", "kernel", 3),
+    ("frechet", "Fréchet distance", 2),
+    ("frechet_random", "the same, random features", 4),
+    ("kernel", "kernel distance", 3),
     ("precision", "precision", 3),
     ("recall", "recall", 3),
     ("density", "density", 3),
     ("coverage", "coverage", 3),
-    ("classes", "class distance", 3),
+    ("classes", "distance of class shares", 3),
+    ("smallest_class", "smallest class", 3),
     ("two_sample", "told apart", 3),
+    ("neighbour_ratio", "nearest / held-out", 2),
 )
 
 
@@ -104,7 +107,7 @@ def comparison_blocks(result: Mapping[str, Any], figures: Mapping[str, str], com
         ),
         score_table(result, command, f"{key}-scores"),
     ]
-    if result["verdicts"]:
+    if result["test"]["comparisons"]:
         blocks.append(verdict_table(result, command, f"{key}-verdicts"))
     if "quality" in figures:
         blocks.append(curve_figure(result, figures["quality"], command, f"{key}-quality"))
@@ -130,25 +133,24 @@ def protocol_sentence(result: Mapping[str, Any]) -> str:
 
 
 def score_table(result: Mapping[str, Any], command: str, label: str) -> Table:
-    """A row for each group: mean over its runs, with their interval where there are several; the floor in the last row."""
-    measures = [m for m in SHOWN if all(m[0] in run["scores"] for group in result["groups"] for run in group["runs"])]
-    rows: list[tuple[str, ...]] = []
-    for group in result["groups"]:
-        runs = group["runs"]
-        collapsed = sum(run["collapsed"] for run in runs)
-        rows.append((plain(group["label"]), str(len(runs)), str(collapsed), *(score_cell(group, key, digits) for key, _, digits in measures)))
-    rows.append(
-        ("real images (floor)", str(result["reference"]["floor_blocks"]), "-", *(floor_cell(result, key, digits) for key, _, digits in measures))
-    )
+    """A row for each score, a column for each group and one for the floor: means over runs, with their interval where there are several."""
+    groups = result["groups"]
+    measures = [m for m in SHOWN if all(m[0] in run["scores"] for group in groups for run in group["runs"])]
+    rows: list[tuple[str, ...]] = [
+        ("runs", *(str(len(group["runs"])) for group in groups), "-"),
+        ("of these collapsed", *(str(sum(run["collapsed"] for run in group["runs"])) for group in groups), "-"),
+    ]
+    rows += [(title, *(score_cell(group, key, digits) for group in groups), floor_cell(result, key)) for key, title, digits in measures]
+    blocks = result["reference"]["floor_blocks"]
+    spread = f" (mean, lowest to highest of {blocks} blocks)" if blocks > 1 else ""
     return Table(
-        ("group", "runs", "collapsed", *(title for _, title, _ in measures)),
+        ("score", *(plain(group["label"]) for group in groups), "floor"),
         tuple(rows),
-        "Scores of samples: means over runs, with half the width of Student's 95 % interval over seeds where there are several (for one run: the "
-        "standard error or interval of the score itself, which knows nothing of other seeds). Lower is better for the distances; 1 is best for "
-        "the shares; told apart: accuracy of a classifier that tells samples from real images, 0.5 is best. Every run is in the mean, collapsed ones "
-        "too.",
+        "Scores of samples: means over runs ± half of Student's 95 % interval over seeds; for a single run ± half of its own interval, which knows "
+        f"nothing of other seeds. Floor: what real images get{spread}. Distances: lower is better. Told apart: accuracy of a classifier that tells "
+        "samples from real images; 0.5 is best. Collapsed runs are in the means.",
         command,
-        align=("left", *("right" for _ in range(len(measures) + 2))),
+        align=("left", *("right" for _ in range(len(groups) + 1))),
         label=label,
     )
 
@@ -172,27 +174,24 @@ def floor_of(result: Mapping[str, Any], key: str) -> float | None:
     return found
 
 
-def floor_cell(result: Mapping[str, Any], key: str, digits: int) -> str:
+def floor_cell(result: Mapping[str, Any], key: str) -> str:
     """The mean of the blocks of real images, and the lowest and highest of them."""
     found = result["groups"][0]["runs"][0]["scores"].get(key, {})
     if "floors" not in found:
         return "-"
     low, high = min(found["floors"]), max(found["floors"])
-    return f"{found['floor']:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if len(found["floors"]) > 1 else "")
+    return number(found["floor"]) + (f" ({number(low, 2)} to {number(high, 2)})" if len(found["floors"]) > 1 else "")
 
 
 def verdict_table(result: Mapping[str, Any], command: str, label: str) -> Table:
-    """Every pair of groups, measure by measure."""
+    """Every pair of groups with repeats, measure by measure."""
     rows = []
     for row in result["verdicts"]:
+        if min(len(row["a_values"]), len(row["b_values"])) < 2:
+            continue
         low, high = ("∞" if bound is None else number(bound) for bound in row["interval"])
-        rows.append((
-            plain(row["a"]),
-            plain(row["b"]),
-            row["title"],
-            f"{'-' if low == '∞' else ''}{low} to {high}",
-            f"*{row['verdict']}*" if row["verdict"] != "cannot tell" else row["verdict"],
-        ))  # fmt: skip
+        told = f"*{row['verdict']}*" if row["verdict"] != "cannot tell" else row["verdict"]
+        rows.append((plain(row["a"]), plain(row["b"]), row["title"], f"{'-' if low == '∞' else ''}{low} to {high}", told))
     test = result["test"]
     return Table(
         ("the first", "the second", "measure", "interval of the difference", "the first is"),
@@ -231,9 +230,14 @@ def difference_table(result: Mapping[str, Any], command: str, label: str) -> Tab
 def comparison_conclusion(result: Mapping[str, Any]) -> str:
     """What the verdicts say, computed from them."""
     parts = [collapse_count(result)]
-    for a, b in dict.fromkeys((row["a"], row["b"]) for row in result["verdicts"]):
-        rows = [row for row in result["verdicts"] if (row["a"], row["b"]) == (a, b)]
-        parts.append(pair_sentence(a, b, rows))
+    pairs = dict.fromkeys((row["a"], row["b"]) for row in result["verdicts"])
+    told = {pair: pair_sentence(*pair, [row for row in result["verdicts"] if (row["a"], row["b"]) == pair]) for pair in pairs}
+    parts += [sentence for sentence in told.values() if sentence]
+    open_pairs = [f"{plain(a)} and {plain(b)}" for (a, b), sentence in told.items() if not sentence]
+    if open_pairs:
+        single = any(len(group["runs"]) == 1 for group in result["groups"])
+        why = " (one run of a group has nothing to compare its differences with)" if single else ""
+        parts.append(f"These runs *cannot tell* apart: {'; '.join(open_pairs)}{why}.")
     best = min(result["groups"], key=lambda group: mean_of(group, "frechet"))
     least, floor = mean_of(best, "frechet"), floor_of(result, "frechet")
     if floor:
@@ -260,11 +264,11 @@ def collapse_count(result: Mapping[str, Any]) -> str:
 
 
 def pair_sentence(a: str, b: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """One pair of groups."""
+    """One pair of groups; nothing where no measure tells them apart."""
     told = {verdict: [row["title"] for row in rows if row["verdict"] == verdict] for verdict in ("better", "worse", "cannot tell")}
     parts = [f"*{verdict}* in {', '.join(titles)}" for verdict, titles in told.items() if titles and verdict != "cannot tell"]
     if not parts:
-        return f"These runs *cannot tell* {plain(a)} and {plain(b)} apart."
+        return ""
     open_ones = f"; they cannot be told apart in {', '.join(told['cannot tell'])}" if told["cannot tell"] else ""
     return f"{plain(a)} is {' and '.join(parts)} than {plain(b)}{open_ones}."
 
