@@ -2,7 +2,7 @@
 
     python benchmarks/kill_study.py --kills 10 --out runs/kill-study
 
-Both are of the digits (300 of them, few epochs, all chapters). SIGKILL goes to the whole process group: whatever the study was doing, and its children.
+Both are of the digits (300 of them, few epochs, all chapters). SIGKILL goes to the whole process group: the study and all its children.
 Times differ between any two runs; they, and only they, are left out of the comparison. Writes benchmarks/results/kill_study.json.
 """
 
