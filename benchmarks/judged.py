@@ -3,7 +3,7 @@
     python benchmarks/defaults.py --models gan wgan-gp rpgan --seeds 0 1 2 --out runs/judged --name judged_defaults --workers 1
     python benchmarks/judged.py --runs runs/judged --rounds 5 --out runs/judged-compared
 
-Seconds are steps times the time of a step, measured here in turn for all models (one thread, median over rounds): the trainings themselves shared their
+Seconds are steps times the time of a step, measured here in turn for all models (one thread, median over rounds): the trainings shared their
 machine with other work. Writes benchmarks/results/judged_curves.json and benchmarks/results/judged_curves/compare-quality.svg.
 """
 
