@@ -1,7 +1,7 @@
 """Long work for visitors who may leave: a bounded queue, progress that can be asked for, cancelling, and an end to every job's time.
 
-A job runs in a thread of its own. It is stopped where it computes: the decoder that it is given calls `Job.check`, which raises `Stopped` once the job
-was cancelled, its time is over, or nobody has asked for it for a while. So a search of any kind stops within one evaluation, and knows nothing of it.
+A job runs in a thread. It is stopped where it computes: the decoder that it is given calls `Job.check`, which raises `Stopped` once the job was
+cancelled, its time is over, or nobody has asked for it for a while. So a search of any kind stops within one evaluation, and knows nothing of it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ LONGEST, ABANDONED, BEAT = 180.0, 30.0, 0.1
 Decode = Callable[[Tensor], Tensor]
 
 
-class Stopped(Exception):  # noqa: N818 - an outcome, not an error
+class Stopped(Exception):
     """A job was stopped; says why."""
 
 
-class QueueFull(UsageError):  # noqa: N818 - what happened
+class QueueFull(UsageError):
     """As many jobs wait as may."""
 
 

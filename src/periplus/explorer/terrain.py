@@ -9,8 +9,8 @@ is the metric that it pulls back to latent space, averaged (Arvanitidis, Hansen 
 metric). In coordinates w in which codes are white, z = mu + C^1/2 w, its eigenvectors of C^1/2 M C^1/2 are orthogonal directions in order of how much
 the image changes per standard deviation of codes; the root of an eigenvalue says by how much (root of summed squares over pixels).
 
-Rates. An autoencoder charges rate(x) = sum_j rate_j(x) nats over the dimensions of its code (`periplus.channels`). Keeping the k dearest dimensions of
-m(x) and the mean of all codes in the others reconstructs x at the rate of those k: one run shows a whole ladder of rates.
+Rates. An autoencoder charges rate(x) = sum_j rate_j(x) nats over the dimensions of its code (`periplus.channels`). The k dearest dimensions of m(x),
+with the mean of all codes in the others, reconstruct x at the rate of those k: one run shows a whole ladder of rates.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import base64
 import math
 import threading
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,15 @@ from periplus.runs import Run
 from periplus.training.autoencoder import distortion_of
 
 #: Directions shown, codes over which the metric is averaged.
-DIRECTIONS, PROBES = 8, 64
+DIRECTIONS, PROBES = 8, 32
+#: Codes differentiated at once.
+ROWS = 512
 #: Certificates take most of an inversion's time: a visitor waits for fewer rounds of them than `periplus invert` does.
 EFFORT = Effort(rounds=3)
 #: A rough path first, then the one that `periplus path` would find: (segments, residual).
 PASSAGES = ((32, 1e-2), (64, 1e-3))
+#: The part of the side that a drawn figure fills where the data are not known: MNIST's.
+FIGURE = 20 / 28
 #: Points of a cost curve.
 CURVE = 129
 #: Reconstructions that one autoencoder shows at growing rates.
@@ -84,7 +87,8 @@ class Terrain:
     def __init__(self, run: Run, split: str = "test", data_root: Path | None = None, seed: int = 0) -> None:
         self.run, self.split, self.data_root = run, split, data_root
         self.search = Search(seed=seed)
-        self._lock = threading.RLock()
+        self._kept: dict[str, Any] = {}
+        self._locks = {name: threading.Lock() for name in ("data", "fit", "axes", "pool", "lipschitz")}
 
     @property
     def latent_dim(self) -> int:
@@ -97,52 +101,57 @@ class Terrain:
 
     # ---- computed once ---------------------------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _data(self) -> ImageData | str:
-        with self._lock:
-            try:
-                return images_of(self.run, self.split, self.data_root)
-            except (DataError, UsageError) as error:
-                return str(error)
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` makes, the first time; whoever else asks meanwhile waits for it."""
+        with self._locks[name]:
+            if name not in self._kept:
+                self._kept[name] = make()
+            return self._kept[name]
+
+    def _load(self) -> ImageData | str:
+        try:
+            return images_of(self.run, self.split, self.data_root)
+        except (DataError, UsageError) as error:
+            return str(error)
 
     @property
     def data(self) -> ImageData | None:
         """The images to choose from; None where they are not found (drawing and uploading still work)."""
-        return None if isinstance(self._data, str) else self._data
+        found = self._once("data", self._load)
+        return None if isinstance(found, str) else found
 
-    @cached_property
-    def pool(self) -> Pool:
-        """Codes that starts are chosen from, with their images."""
-        with self._lock:
-            return pool_of(self.run, self.search)
-
-    @cached_property
-    def lipschitz(self) -> float | None:
-        """A constant for lower bounds, where one is certified."""
-        with self._lock:
-            return certified_lipschitz(self.run.decoder, self.run.decode, self.latent_dim)
-
-    @cached_property
-    def axes(self) -> Axes:
-        """Principal directions of the decoder."""
-        with self._lock:
-            return principal_axes(self.run, min(DIRECTIONS, self.latent_dim), self.search.seed)
-
-    @cached_property
+    @property
     def fit(self) -> float:
         """The part of the side that a figure of the data fills (median of its longer side): what a drawing is scaled to."""
-        with self._lock:
-            return figure_size(self.data.images[:200]) if self.data is not None else 20 / 28
+        data = self.data
+        return float(self._once("fit", lambda: figure_size(data.images[:200]) if data is not None else FIGURE))
+
+    @property
+    def axes(self) -> Axes:
+        """Principal directions of the decoder."""
+        found: Axes = self._once("axes", lambda: principal_axes(self.run, min(DIRECTIONS, self.latent_dim), self.search.seed))
+        return found
+
+    @property
+    def pool(self) -> Pool:
+        """Codes that starts are chosen from, with their images."""
+        found: Pool = self._once("pool", lambda: pool_of(self.run, self.search))
+        return found
+
+    @property
+    def lipschitz(self) -> float | None:
+        """A constant for lower bounds, where one is certified."""
+        found: float | None = self._once("lipschitz", lambda: certified_lipschitz(self.run.decoder, self.run.decode, self.latent_dim))
+        return found
 
     def warm(self) -> None:
         """Compute all of it."""
-        for name in ("axes", "_data", "pool", "lipschitz", "fit"):
-            getattr(self, name)
+        _ = (self.fit, self.axes, self.pool, self.lipschitz)
 
     # ---- what is asked for -----------------------------------------------------------------------------------------------------------------
 
     def about(self) -> dict[str, Any]:
-        """Name, model, shape, directions, the classes to choose from and what is offered."""
+        """Name, model, shape, the classes to choose from and what is offered: at once, whatever else is still being computed."""
         data = self.data
         return {
             "name": self.name,
@@ -155,14 +164,12 @@ class Terrain:
             "beta": getattr(self.run.config, "beta", None),
             "autoencoder": has_encoder(self.run),
             "prior": has_prior(self.run),
-            "lipschitz": self.lipschitz,
             "starts": self.search.starts + has_encoder(self.run),
             "fit": self.fit,
             "images": 0 if data is None else len(data),
             "split": self.split,
             "classes": [] if data is None or data.labels is None else list(data.classes),
-            "no_images": self._data if isinstance(self._data, str) else None,
-            "axes": self.axes.record(),
+            "no_images": data is None,
         }
 
     @torch.no_grad()
@@ -197,10 +204,10 @@ class Terrain:
         """An image (C, H, W) that came from outside."""
         return Targets(image[None], (name,), (0,), (None,))
 
-    def race(self, targets: Targets, decode: Decode, report: Report) -> dict[str, Any]:
-        """The codes of one image from many starts: `report` sees where all of them are while they run; returns endpoints and certificates.
+    def race(self, targets: Targets, decode: Decode, report: Callable[[Callable[[], dict[str, Any]]], None]) -> dict[str, Any]:
+        """The codes of one image from many starts; returns endpoints and certificates.
 
-        decode: the run's own, perhaps with something that stops it.
+        decode: the run's own, perhaps with something that stops it. report: given, every few evaluations, a function that makes a `frame`.
         """
         begin = starts_of(self.run, targets, self.search, self.pool)
         found = invert(
@@ -213,7 +220,7 @@ class Terrain:
             initial=begin,
             effort=EFFORT,
             seed=self.search.seed,
-            on_snapshot=lambda shot: report(self.frame(shot)),
+            on_snapshot=lambda shot: report(lambda: self.frame(shot)),
         )
         return self.ending(targets, found)
 
@@ -354,15 +361,22 @@ def principal_axes(run: Run, count: int, seed: int = 0) -> Axes:
 
 
 def mean_metric(decode: Decode, codes: Tensor) -> Tensor:
-    """E[J'J] (d, d), float64, over codes (n, d): J the Jacobian of all pixels with respect to the code, by forward differentiation."""
+    """E[J'J] (d, d), float64, over codes (n, d): J the Jacobian of all pixels with respect to the code.
+
+    J v is the derivative of u -> J'u along v, and that map is linear: two reverse passes make a forward one, exactly, for any decoder.
+    """
     n, d = codes.shape
-
-    def flat(z: Tensor) -> Tensor:
-        return decode(z).flatten(1)
-
-    columns = [torch.func.jvp(flat, (codes,), (torch.eye(d).to(codes)[j].expand(n, d),))[1] for j in range(d)]
-    jacobian = torch.stack(columns, 2).double()  # (n, pixels, d)
-    mean: Tensor = torch.einsum("npi,npj->ij", jacobian, jacobian) / n
+    rows, steps = codes.repeat_interleave(d, 0), torch.eye(d).to(codes).repeat(n, 1)
+    columns = []
+    for some, along_ in zip(rows.split(ROWS), steps.split(ROWS), strict=True):
+        with torch.enable_grad():
+            z = some.detach().requires_grad_(True)
+            shown = decode(z).flatten(1)
+            dual = torch.zeros_like(shown, requires_grad=True)
+            (pulled,) = torch.autograd.grad(shown, z, dual, create_graph=True)
+            columns.append(torch.autograd.grad(pulled, dual, along_)[0])
+    jacobian = torch.cat(columns).double().view(n, d, -1)
+    mean: Tensor = torch.einsum("nip,njp->ij", jacobian, jacobian) / n
     return mean.cpu()
 
 

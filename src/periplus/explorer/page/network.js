@@ -1,0 +1,1 @@
+"use strict";var Periplus = window.Periplus || {}; window.Periplus = Periplus;
