@@ -20,9 +20,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from importlib import resources
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -38,19 +38,11 @@ from torch import Tensor
 
 from periplus.errors import PeriplusError, UsageError
 from periplus.explorer.jobs import Desk, Job, QueueFull
+from periplus.explorer.parts import PARTS, page_part
 from periplus.explorer.safety import Gate, Refused, read_image
 from periplus.explorer.terrain import Terrain, packed, unpacked
 from periplus.locating import Targets
 
-#: The parts of the page: name in the address, its kind.
-PARTS = {
-    "explorer.css": "text/css",
-    "network.js": "text/javascript",
-    "server.js": "text/javascript",
-    "drawing.js": "text/javascript",
-    "charts.js": "text/javascript",
-    "explorer.js": "text/javascript",
-}
 #: Codes of one request, images of a gallery or of samples.
 CODES, PICTURES = 64, 60
 #: Seconds that a short computation may take, and one that is kept once it is made; computations at once; seconds that a question waits for news.
@@ -60,11 +52,6 @@ FARTHEST = 1e3
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-def page_part(name: str) -> str:
-    """A file of the page."""
-    return resources.files("periplus.explorer").joinpath("page", name).read_text("utf-8")
 
 
 def build_app(terrains: Sequence[Terrain], host: str = "127.0.0.1", token: str | None = None) -> Gate:
@@ -114,10 +101,15 @@ class Explorer:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        warming = asyncio.get_running_loop().run_in_executor(None, lambda: [terrain.warm() for terrain in self.terrains])
-        warming.add_done_callback(lambda done: done.cancelled() or done.exception())  # told to whoever needs what failed
+        threading.Thread(target=self.warm, daemon=True).start()
         yield
         self.desk.close()
+
+    def warm(self) -> None:
+        """Compute what the first visitor will ask for."""
+        for terrain in self.terrains:
+            with suppress(Exception):  # told to whoever asks for what failed
+                terrain.warm()
 
     async def quickly(self, work: Callable[[], T], seconds: float = SHORT) -> T:
         """A short computation in a thread: few at once, and none is waited for too long."""

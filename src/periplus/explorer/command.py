@@ -78,7 +78,7 @@ class Explore(Common):
     def serve(self, terrains: list[Terrain]) -> None:
         """Until interrupted."""
         try:
-            import multipart  # noqa: F401 - what starlette reads forms with
+            import python_multipart  # noqa: F401 - what starlette reads forms with
             import uvicorn
 
             from periplus.explorer.app import build_app

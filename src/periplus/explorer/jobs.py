@@ -21,7 +21,7 @@ from periplus.errors import PeriplusError, UsageError
 #: Jobs at once, jobs that may wait, finished ones that are remembered.
 WORKERS, WAITING, REMEMBERED = 3, 6, 32
 #: Seconds that a job may run, that it goes on without being asked for, and between two pictures of its progress.
-LONGEST, ABANDONED, BEAT = 180.0, 30.0, 0.1
+LONGEST, ABANDONED, BEAT = 300.0, 30.0, 0.1
 
 Decode = Callable[[Tensor], Tensor]
 

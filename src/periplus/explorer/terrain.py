@@ -27,7 +27,7 @@ from torch import Tensor
 
 from periplus.data import ImageData
 from periplus.errors import DataError, UsageError
-from periplus.inversion import Effort, Inversion, Kind, Snapshot, invert
+from periplus.inversion import Inversion, Kind, Snapshot, invert
 from periplus.inversion.starts import Pool
 from periplus.locating import Search, Targets, has_encoder, has_prior, image_record, images_of, inversion_record, pick, pool_of, radius_of, starts_of
 from periplus.passages import along
@@ -40,8 +40,6 @@ from periplus.training.autoencoder import distortion_of
 DIRECTIONS, PROBES = 8, 32
 #: Codes differentiated at once.
 ROWS = 512
-#: Certificates take most of an inversion's time: a visitor waits for fewer rounds of them than `periplus invert` does.
-EFFORT = Effort(rounds=3)
 #: A rough path first, then the one that `periplus path` would find: (segments, residual).
 PASSAGES = ((32, 1e-2), (64, 1e-3))
 #: The part of the side that a drawn figure fills where the data are not known: MNIST's.
@@ -218,7 +216,6 @@ class Terrain:
             self.search.domain,
             radius=radius_of(self.run, self.search, self.pool),
             initial=begin,
-            effort=EFFORT,
             seed=self.search.seed,
             on_snapshot=lambda shot: report(lambda: self.frame(shot)),
         )

@@ -32,13 +32,13 @@ Periplus.paint = function (canvas, image, [channels, height, width]) {
     return element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }, box);
   }
 
-  // Errors of all starts, logarithmic, over evaluations. history: [{evaluations, errors, kinds}].
+  // Errors of all starts, logarithmic, over the root of evaluations (most happens early). history: [{evaluations, errors, kinds}].
   Periplus.raceChart = function (box, history, best) {
     const width = 520, height = 150, left = 44, right = 8, top = 10, bottom = 26;
     const all = history.flatMap((frame) => frame.errors).filter((v) => v > 0);
     if (!all.length) return;
     const low = Math.log10(Math.min(...all)), high = Math.max(Math.log10(Math.max(...all)), low + 0.3), last = Math.max(1, history.at(-1).evaluations);
-    const x = (value) => left + (width - left - right) * value / last, y = (value) => top + (height - top - bottom) * (high - Math.log10(Math.max(value, 1e-12))) / (high - low);
+    const x = (value) => left + (width - left - right) * Math.sqrt(value / last), y = (value) => top + (height - top - bottom) * (high - Math.log10(Math.max(value, 1e-12))) / (high - low);
     const errors = history.at(-1).errors;
     const picture = svg(box, width, height, `Errors of ${errors.length} starts over ${last} gradients; the lowest is ${number(Math.min(...errors))}`);
     element("path", { class: "axis", d: `M${left} ${top}V${height - bottom}H${width - right}` }, picture);

@@ -136,7 +136,7 @@
       return make("div", { className: "slider" }, label, slider, make("output", { htmlFor: slider.id }));
     }));
     for (const [name, chosen] of [["#pad-x", 0], ["#pad-y", Math.min(1, axes.directions.length - 1)]]) {
-      $(name).replaceChildren(...axes.directions.map((_, k) => make("option", { value: k, textContent: `direction ${k + 1}` })));
+      $(name).replaceChildren(...axes.directions.map((_, k) => make("option", { value: k, textContent: `${k + 1}` })));
       $(name).value = String(chosen);
     }
   }
@@ -177,7 +177,7 @@
     }
     reset() {
       this.control?.abort();
-      Object.assign(this, { image: null, code: null, label: "", history: [], cells: [], result: null });
+      Object.assign(this, { image: null, code: null, label: "", history: [], cells: [], result: null, settled: false });
       for (const part of [".race", ".minima", ".certificates", ".stop"]) $(part, this.box).hidden = true;
       for (const part of [".target", ".best"]) { const canvas = $(part, this.box); canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height); delete canvas.dataset.painted; }
       this.say("No image yet: choose one of these, draw, or upload.");
@@ -213,7 +213,7 @@
         if (!mine()) return;
         if (result) this.finish(result); else this.say(this.code ? `Stopped: best error so far ${number(this.error)}; nothing is certified.` : "Stopped.");
       } catch (error) { if (mine()) { this.say(error.message); throw error; } } finally {
-        if (mine()) { this.control = null; $(".stop", this.box).hidden = true; ready(true); }
+        if (mine()) { this.control = null; this.settled = Boolean(this.code); $(".stop", this.box).hidden = true; ready(true); }
       }
     }
     begin(told) {
@@ -234,7 +234,8 @@
       const certified = frame.kinds.filter(Periplus.certified).length;
       this.say(`${frame.stage === "descent" ? "Racing" : "Certifying"}: best error ${number(frame.errors[best])} after ${frame.evaluations.toLocaleString("en")} gradients`
         + `${certified ? `; ${certified} of ${frame.kinds.length} starts certified` : ""}.`);
-      ready(false);
+      this.settled ||= frame.stage !== "descent";
+      ready(this.settled);
     }
     draw(frame, best) {
       this.code = frame.codes[best];
@@ -283,7 +284,7 @@
       $(".certificates ul", this.box).replaceChildren(...(result.statements || []).map((sentence) => make("li", { textContent: sentence })));
     }
   }
-  const word = (kind) => ({ unfinished: "…", smooth: "minimum", kink: "kink", boundary: "edge", flat: "flat", saddle: "saddle", escaped: "escaped" })[kind] || kind;
+  const word = (kind) => ({ unfinished: "open", smooth: "minimum", kink: "kink", boundary: "edge", flat: "flat", saddle: "saddle", escaped: "escaped" })[kind] || kind;
 
   // ---- drawing ----------------------------------------------------------------------------------------------------------------------------
   const sheet = Periplus.Sheet($("#sheet"), (text) => { $("#pen").textContent = text; });
@@ -312,13 +313,13 @@
     $("#stop-path").hidden = true;
     ready(false);
   }
-  // Both codes there? `settled` begins the search by itself once neither race runs any more.
+  // Both codes there? `settled` begins the search by itself, once: when the starts of both images have been polished.
   function ready(settled) {
     const both = Boolean(slots.a?.code && slots.b?.code);
     $("#find-path").disabled = !both || Boolean(search);
     if (search || state.path) return;
     $("#path-status").textContent = both ? "Ready: the ends are the codes of A and B as they are now." : "Choose two images above; codes of both are needed.";
-    if (both && settled && !slots.a.control && !slots.b.control) findPath();
+    if (both && settled && slots.a.settled && slots.b.settled) findPath();
   }
   const findPath = guarded(async () => {
     if (search) return;
