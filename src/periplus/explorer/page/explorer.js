@@ -207,6 +207,7 @@
       this.control = control;
       $(".stop", this.box).hidden = false;
       this.say("The starts are being chosen …");
+      if (source.index === undefined) for (const button of $(".gallery", this.box).children) button.setAttribute("aria-pressed", "false");
       dropPath();
       try {
         const result = await backend.invert(state.run, source, (told) => mine() && this.begin(told), (frame) => mine() && this.frame(frame), control.signal);
@@ -228,13 +229,13 @@
     frame(frame) {
       const best = frame.errors.indexOf(Math.min(...frame.errors));
       this.history.push({ evaluations: frame.evaluations, errors: frame.errors, kinds: frame.kinds });
-      if (this.history.length > 400) this.history = this.history.filter((_, k) => k % 2 === 0 || k === this.history.length - 1);
+      if (this.history.length > 120) this.history = this.history.filter((_, k) => k % 2 === 0 || k === this.history.length - 1);
       this.draw(frame, best);
       Periplus.raceChart($(".race-chart", this.box), this.history, best);
       const certified = frame.kinds.filter(Periplus.certified).length;
       this.say(`${frame.stage === "descent" ? "Racing" : "Certifying"}: best error ${number(frame.errors[best])} after ${frame.evaluations.toLocaleString("en")} gradients`
         + `${certified ? `; ${certified} of ${frame.kinds.length} starts certified` : ""}.`);
-      this.settled ||= frame.stage !== "descent";
+      this.settled ||= backend.live && frame.stage !== "descent";
       ready(this.settled);
     }
     draw(frame, best) {
