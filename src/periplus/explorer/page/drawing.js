@@ -6,7 +6,7 @@ window.Periplus = Periplus;
 Periplus.Sheet = function (canvas, say) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const step = 8, pen = { x: 140, y: 140, down: false };
-  let last = null;
+  let last = null, width = 22;
 
   function clear() {
     context.fillStyle = "#000";
@@ -15,7 +15,7 @@ Periplus.Sheet = function (canvas, say) {
   }
   function stroke(from, to) {
     context.strokeStyle = "#fff";
-    context.lineWidth = 22; context.lineCap = context.lineJoin = "round";
+    context.lineWidth = width; context.lineCap = context.lineJoin = "round";
     context.beginPath(); context.moveTo(from.x, from.y); context.lineTo(to.x, to.y + 0.01); context.stroke();
   }
   function place(event) {
@@ -67,7 +67,9 @@ Periplus.Sheet = function (canvas, say) {
     for (let c = 0; c < channels; c++) image.set(grey, c * height * width);
     return image;
   }
-  return { clear, read };
+  // A stroke covers a good pixel of the data, however few they have.
+  const setPixels = (side) => { width = Math.max(22, 1.2 * canvas.width / side); };
+  return { clear, read, setPixels };
 };
 
 // An image file as bytes (C, H, W), in the browser: for the page without a server.

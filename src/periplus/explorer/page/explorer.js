@@ -292,6 +292,7 @@
   let drawingFor = null;
   function openSheet(slot) {
     drawingFor = slot;
+    sheet.setPixels(Math.max(...about().shape.slice(1)));
     $("#drawing-title").textContent = `Draw image ${slot.name.toUpperCase()}`;
     $("#drawing").showModal();
     $("#sheet").focus();
