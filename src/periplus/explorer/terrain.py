@@ -40,8 +40,8 @@ from periplus.training.autoencoder import distortion_of
 DIRECTIONS, PROBES = 8, 32
 #: Codes differentiated at once.
 ROWS = 512
-#: A rough path first, then the one that `periplus path` would find: (segments, residual).
-PASSAGES = ((32, 1e-2), (64, 1e-3))
+#: A rough path downhill from the line first, then the one that `periplus path` would find: segments, residual, whether to search globally.
+PASSAGES = ((16, 3e-2, False), (64, 1e-3, True))
 #: The part of the side that a drawn figure fills where the data are not known: MNIST's.
 FIGURE = 20 / 28
 #: Points of a cost curve.
@@ -261,8 +261,9 @@ class Terrain:
         z_a, z_b = (z[None].to(self.run.device) for z in ends)
         x_a, x_b = (x[None].to(self.run.device).float() / 255 for x in images)
         told: dict[str, Any] = {}
-        for number, (segments, tolerance) in enumerate(PASSAGES):
-            path = minimal_path(decode, z_a, z_b, x_a, x_b, segments, lipschitz=self.lipschitz, tolerance=tolerance, seed=self.search.seed)
+        for number, (segments, tolerance, everywhere) in enumerate(PASSAGES):
+            options: dict[str, Any] = {"everywhere": everywhere, "tolerance": tolerance, "lipschitz": self.lipschitz, "seed": self.search.seed}
+            path = minimal_path(decode, z_a, z_b, x_a, x_b, segments, **options)
             told = {"stage": "rough" if number < len(PASSAGES) - 1 else "done", **self.priced(path, x_a, x_b)}
             report(told)
         return told
