@@ -26,8 +26,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
+from anyio import to_thread
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -41,7 +41,7 @@ from periplus.explorer.jobs import Desk, Job, QueueFull
 from periplus.explorer.parts import PARTS, page_part
 from periplus.explorer.safety import Gate, Refused, read_image
 from periplus.explorer.terrain import Terrain, packed, unpacked
-from periplus.locating import Targets
+from periplus.locating import Targets, has_encoder
 
 #: Codes of one request, images of a gallery or of samples.
 CODES, PICTURES = 64, 60
@@ -115,7 +115,7 @@ class Explorer:
         """A short computation in a thread: few at once, and none is waited for too long."""
         try:
             async with asyncio.timeout(seconds), self._turns:
-                return await run_in_threadpool(work)
+                return await to_thread.run_sync(work, abandon_on_cancel=True)
         except TimeoutError:
             raise Refused(503, "the machine is busy: try again in a few seconds") from None
 
@@ -162,7 +162,7 @@ class Explorer:
 
     async def reconstruct(self, request: Request) -> Response:
         asked = await _json(request)
-        autoencoders = [terrain for terrain in self.terrains if terrain.about()["autoencoder"]]
+        autoencoders = [terrain for terrain in self.terrains if has_encoder(terrain.run)]
         image = _image(asked.get("image"), self.terrains[0])
         found = await self.quickly(lambda: [terrain.ladder(image) for terrain in autoencoders])
         return JSONResponse({"runs": sorted(found, key=lambda record: float(record["rate"]))})
