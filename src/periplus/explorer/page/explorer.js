@@ -214,7 +214,7 @@
         if (!mine()) return;
         if (result) this.finish(result); else this.say(this.code ? `Stopped: best error so far ${number(this.error)}; nothing is certified.` : "Stopped.");
       } catch (error) { if (mine()) { this.say(error.message); throw error; } } finally {
-        if (mine()) { this.control = null; this.settled = Boolean(this.code); $(".stop", this.box).hidden = true; ready(true); }
+        if (mine()) { this.control = null; this.settled = Boolean(this.code); $(".stop", this.box).hidden = true; ready(true); refresh(); }
       }
     }
     begin(told) {
@@ -271,16 +271,18 @@
       this.say(result.minima.length
         ? `Done: ${certified} of ${total} starts certified, ${result.minima.length} distinct ${result.minima.length === 1 ? "minimum" : "minima"}; lowest error ${number(this.error)} (${word(result.kinds[result.best])}).`
         : `Done: lowest error ${number(this.error)}; ${result.note || "no start is certified as a minimum"}.`);
-      const ends = result.minima.slice(0, 12);
+      const ends = result.minima.slice(0, 12), lowest = { error: this.error, kind: result.kinds[result.best], code: this.code, frequency: 1 / total, picture: null };
+      if (ends.length && ends[0].error > this.error * 1.0001) ends.unshift(lowest);  // lower than every certified one, and not certified itself
       $(".minima", this.box).hidden = ends.length === 0;
       $(".minima-list", this.box).replaceChildren(...ends.map((minimum, k) => {
         const canvas = make("canvas"), input = make("input", { type: "radio", name: `end-${this.name}`, value: k, checked: k === 0 });
-        paint(canvas, Periplus.unpack(minimum.picture), about().shape);
-        input.setAttribute("aria-label", `Minimum ${k + 1}: error ${number(minimum.error)}, ${word(minimum.kind)}, reached by ${Math.round(100 * minimum.frequency)} % of the starts`);
+        const picture = minimum.picture ?? result.images[result.best];
+        paint(canvas, picture instanceof Uint8Array ? picture : Periplus.unpack(picture), about().shape);
+        input.setAttribute("aria-label", `End ${k + 1}: error ${number(minimum.error)}, ${word(minimum.kind)}, reached by ${Math.round(100 * minimum.frequency)} % of the starts`);
         input.addEventListener("change", () => { this.code = minimum.code; dropPath(); ready(true); });
         return make("label", { className: "minimum" }, canvas, make("b", { textContent: number(minimum.error) }), make("br"), `${word(minimum.kind)}, ${Math.round(100 * minimum.frequency)} %`, make("br"), input);
       }));
-      if (ends.length) this.code = ends[0].error <= this.error * 1.0001 ? ends[0].code : this.code;
+      if (ends.length) this.code = ends[0].code;
       $(".certificates", this.box).hidden = !result.statements?.length;
       $(".certificates ul", this.box).replaceChildren(...(result.statements || []).map((sentence) => make("li", { textContent: sentence })));
     }
@@ -323,18 +325,25 @@
     $("#path-status").textContent = both ? "Ready: the ends are the codes of A and B as they are now." : "Choose two images above; codes of both are needed.";
     if (both && settled && slots.a.settled && slots.b.settled) findPath();
   }
+  // The ends were taken while the starts were still racing: once they have arrived elsewhere, the passage is searched again.
+  function refresh() {
+    if (search || !state.path || slots.a.control || slots.b.control) return;
+    const apart = (a, b) => Math.hypot(...a.map((value, j) => value - b[j]));
+    if (["a", "b"].some((name, k) => apart(slots[name].code, state.ends[k]) > 1e-3 * Math.hypot(...state.ends[k]))) findPath();
+  }
   const findPath = guarded(async () => {
     if (search) return;
     const control = new AbortController(), mine = () => search === control;
     search = control;
+    state.ends = [slots.a.code, slots.b.code];
     $("#find-path").disabled = true; $("#stop-path").hidden = false;
     $("#path-status").textContent = "Searching the cheapest path …";
     try {
-      const result = await backend.path(state.run, [slots.a.code, slots.b.code], [slots.a.image, slots.b.image], (path) => mine() && showPath(path, false), control.signal);
+      const result = await backend.path(state.run, state.ends, [slots.a.image, slots.b.image], (path) => mine() && showPath(path, false), control.signal);
       if (!mine()) return;
       if (result) showPath(result, true); else $("#path-status").textContent = state.path ? "Stopped: this is the best path so far." : "Stopped.";
     } catch (error) { if (mine()) $("#path-status").textContent = error.message; } finally {
-      if (mine()) { search = null; $("#stop-path").hidden = true; $("#find-path").disabled = false; }
+      if (mine()) { search = null; $("#stop-path").hidden = true; $("#find-path").disabled = false; if (!control.signal.aborted) refresh(); }
     }
   });
   $("#find-path").addEventListener("click", findPath);
@@ -411,7 +420,7 @@
         rungs.append(box);
       };
       tile(slot.image, ["the image"], "The image itself");
-      for (const step of record.steps) tile(Periplus.unpack(step.image), [`${step.kept} dimensions`, `R ${step.rate.toFixed(1)}`, `D ${step.distortion.toFixed(1)}`],
+      for (const step of record.steps) tile(Periplus.unpack(step.image), [`k = ${step.kept}`, `R ${step.rate.toFixed(1)}`, `D ${step.distortion.toFixed(1)}`],
         `With ${step.kept} dimensions: rate ${step.rate.toFixed(1)}, distortion ${step.distortion.toFixed(1)} nats`);
       const title = `${record.name}: ${record.model}${record.beta === null ? "" : `, β = ${record.beta}`}; charges ${record.rate.toFixed(1)} nats for this image`;
       return make("div", { className: "ladder" }, make("h3", { textContent: title }), rungs);
