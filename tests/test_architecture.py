@@ -21,7 +21,19 @@ FLOORS = [
     {"evaluation", "scoring", "comparing", "locating", "passages"},
     {"plots", "report", "console", "engines", "sweeps", "textbook", "benchmarking"},
     # the doors; __init__ is the front one
-    {"study", "doctor", "sweep_command", "bench_command", "compare_command", "latent_commands", "commands", "cli", "__main__", "__init__"},
+    {
+        "study",
+        "doctor",
+        "sweep_command",
+        "bench_command",
+        "compare_command",
+        "latent_commands",
+        "explorer",
+        "commands",
+        "cli",
+        "__main__",
+        "__init__",
+    },
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: Within floor 0 the mathematics knows nothing but what can go wrong.

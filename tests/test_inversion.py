@@ -2,13 +2,14 @@
 
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from periplus.errors import NonFiniteError, RunError, UsageError
-from periplus.inversion import Effort, Kind, bundle, domains, invert, invert_dataset
+from periplus.inversion import Effort, Kind, Snapshot, bundle, domains, invert, invert_dataset
 from periplus.inversion.clusters import clusters
 from periplus.inversion.objective import hessian_of_rows
 from periplus.inversion.starts import Pool, prior_codes
@@ -386,3 +387,41 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(RunError, match="not empty"):
         invert_dataset(four_wells, as_images(torch.zeros(1, 3)), 2, tmp_path)
+
+
+# ---- watching a search --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_can_be_watched_and_what_it_shows_is_true():
+    """Every snapshot's values are those of its codes, no start ever rises (up to rounding), the last one is what is returned."""
+    decode, images = small_problem()
+    seen: list[Snapshot] = []
+    watched = invert(decode, images, 3, starts=4, domain="ball", seed=1, on_snapshot=seen.append)
+    plain = invert(decode, images, 3, starts=4, domain="ball", seed=1)
+    assert torch.equal(watched.all_z, plain.all_z) and torch.equal(watched.kind, plain.kind), "watching changes nothing"
+    assert {"descent", "finish", "certificate"} == {shot.stage for shot in seen} and len(seen) > 5
+    for shot in seen:
+        true = (decode(shot.z.reshape(-1, 3)).flatten(1) - images.flatten(1).repeat_interleave(4, 0)).double().square().sum(1).view(2, 4)
+        assert torch.allclose(shot.value, true, rtol=1e-3, atol=1e-6)
+    for before, after in zip(seen, seen[1:], strict=False):
+        assert bool((after.value <= before.value * (1 + 1e-3) + 1e-6).all()) and after.evaluations >= before.evaluations
+    assert torch.equal(seen[-1].kind, watched.kind) and bool((seen[0].kind == Kind.UNFINISHED).all())
+
+
+def test_a_watcher_can_end_a_search():
+    class EnoughError(Exception):
+        pass
+
+    def stop(shot: Snapshot) -> None:
+        raise EnoughError(shot.stage)
+
+    decode, images = small_problem()
+    with pytest.raises(EnoughError, match="descent"):
+        invert(decode, images, 3, starts=4, on_snapshot=stop)
+
+
+def small_problem() -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """A smooth decoder of three dimensions and two images that it cannot make."""
+    generator = torch.Generator().manual_seed(3)
+    first, second = torch.randn(3, 12, generator=generator), torch.randn(12, 16, generator=generator) / 3
+    return lambda z: (torch.tanh(z @ first) @ second).sigmoid().view(-1, 1, 4, 4), torch.rand(2, 1, 4, 4, generator=generator)

@@ -38,6 +38,7 @@ def commands() -> dict[str, Command]:
     from periplus.bench_command import bench_options
     from periplus.compare_command import Compare
     from periplus.config import MODELS
+    from periplus.explorer.command import Explore
     from periplus.latent_commands import FindPath, Invert
     from periplus.sweep_command import sweep_options
 
@@ -50,6 +51,7 @@ def commands() -> dict[str, Command]:
         "compare": Command("runs side by side: scores with floors and intervals, verdicts, grids, curves", lambda argv: Compare),
         "invert": Command("codes of images: errors, certificates, distinct minima", lambda argv: Invert),
         "path": Command("least-cost paths between images: cost, bounds, morph strip", lambda argv: FindPath),
+        "explore": Command("a page in the browser to move in a latent space, or one file of it", lambda argv: Explore),
         "report": Command("report.pdf and report.html of one or more runs", lambda argv: rooms.Report),
         "bench": Command("training steps timed against other loops, in turn", bench_options, ("train",)),
         "data": Command("data sets: list, fetch, verify", rooms.data_options, ("list", "fetch", "verify")),

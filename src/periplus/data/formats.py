@@ -505,7 +505,7 @@ def decode_image(path: Path) -> Bytes:
             width, height = image.size
             if width * height > PIXELS_LIMIT:
                 raise _bad(path, f"declares {width} x {height} pixels, over the limit of {PIXELS_LIMIT:,}; make it smaller")
-            pixels = _pixels(path, image)
+            pixels = image_pixels(path, image)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly everything on broken files; all of it means the same
@@ -515,7 +515,7 @@ def decode_image(path: Path) -> Bytes:
     return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
 
 
-def _pixels(path: Path, image: Image.Image) -> Bytes:
+def image_pixels(path: Path | str, image: Image.Image) -> Bytes:
     """uint8 (H, W, 1) for grey or (H, W, 3); a palette is judged by the colours that it shows."""
     if image.mode == "F":
         raise _bad(path, "has floating-point pixels; save it with 8 or 16 bits")

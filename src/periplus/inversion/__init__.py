@@ -14,7 +14,7 @@ dataset        `invert_dataset`: whole data sets, resumable
 from periplus.inversion.certificates import Kind
 from periplus.inversion.dataset import invert_dataset
 from periplus.inversion.domains import Domain
-from periplus.inversion.search import Effort, invert
+from periplus.inversion.search import Effort, Snapshot, invert
 from periplus.inversion.solution import Inversion, Minimum
 
-__all__ = ["Domain", "Effort", "Inversion", "Kind", "Minimum", "invert", "invert_dataset"]
+__all__ = ["Domain", "Effort", "Inversion", "Kind", "Minimum", "Snapshot", "invert", "invert_dataset"]

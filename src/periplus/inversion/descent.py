@@ -20,6 +20,10 @@ from torch import Tensor
 from periplus.inversion.rows import dot, times
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+#: Called with the rows (n,) that are still searched, their points (n, d) and values (n,).
+Moved = Callable[[Tensor, Tensor, Tensor], None]
+#: Evaluations between two looks at which rows are done.
+LOOK = 5
 ARMIJO, WOLFE = 1e-4, 0.5
 #: A row rests when its last PATIENCE evaluations lowered f by less than this part of it.
 PATIENCE, RELATIVE_PROGRESS = 50, 1e-4
@@ -51,13 +55,23 @@ def start_rows(evaluate: Evaluate, y: Tensor, image: Tensor) -> Rows:
     return Rows(y.clone(), f, g, eye / norm[:, None, None])
 
 
-def descend(evaluate: Evaluate, rows: Rows, image: Tensor, evaluations: int, floor: float, reach: float, fresh: bool = True) -> None:
+def descend(
+    evaluate: Evaluate,
+    rows: Rows,
+    image: Tensor,
+    evaluations: int,
+    floor: float,
+    reach: float,
+    fresh: bool = True,
+    moved: Moved | None = None,
+) -> None:
     """Lower f of all rows in place by at most so many evaluations each.
 
     Args:
         evaluate: (y, image) -> (f, gradient). rows: where they are. image: (n,) the target of each.
         floor: rows at or below this value are done. reach: rows beyond this norm have escaped and are done.
         fresh: the inverse Hessians are only a first guess, to be scaled by the first step.
+        moved: told every few evaluations where the live rows are.
     """
     live = (rows.f > floor).nonzero()[:, 0]
     if not len(live):
@@ -65,8 +79,10 @@ def descend(evaluate: Evaluate, rows: Rows, image: Tensor, evaluations: int, flo
     search = _Search(rows.take(live), image[live], fresh)
     for k in range(evaluations):
         search.step(evaluate)
-        if k % 5 != 4 and k != evaluations - 1:
+        if k % LOOK != LOOK - 1 and k != evaluations - 1:
             continue
+        if moved is not None:
+            moved(live, search.rows.y, search.rows.f)
         done = search.done(floor, reach) if k < evaluations - 1 else torch.ones(len(live), dtype=torch.bool, device=live.device)
         if done.sum() >= 0.1 * len(live) or k == evaluations - 1:
             rows.put(live[done], search.rows.take(done.nonzero()[:, 0]))

@@ -6,6 +6,8 @@
     4  certificate   slopes, curvature, kinks (`certificates`); an endpoint that fails goes back to 2, from the lowest point seen beside it
     5  clusters      which starts found the same minimum (`clusters`)
 
+Whoever wants to watch gets a `Snapshot` of all starts every few evaluations; what it raises ends the search.
+
 Rows that are done leave the batch. Images are taken in chunks that keep memory bounded. An image's starts do not depend on what is beside it,
 its result only through rounding, which in float32 may lead a start from a ridge into another minimum.
 """
@@ -34,6 +36,27 @@ from periplus.seeds import stream
 Keep = Literal["all", "best"]
 #: Images done, images in all.
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where all starts of some images are while they are searched.
+
+    stage: "descent", "finish" or "certificate", which has just been done. first: the index of images[0] among those given to `invert`.
+    z: (B, S, d) codes. value: (B, S) what is minimised, float64: squared errors summed over pixels, with the domain's prior term.
+    kind: (B, S) of `Kind`, UNFINISHED where nothing is known yet. evaluations: gradients of one row that the chunk has taken.
+    """
+
+    stage: str
+    first: int
+    z: Tensor
+    value: Tensor
+    kind: Tensor
+    evaluations: int
+
+
+#: Called with every snapshot; an exception that it raises ends the search and reaches the caller of `invert`.
+OnSnapshot = Callable[[Snapshot], None]
 
 
 @dataclass(frozen=True)
@@ -71,6 +94,7 @@ def invert(
     first_index: int = 0,
     byte_budget: int = BYTE_BUDGET,
     progress: Progress | None = None,
+    on_snapshot: OnSnapshot | None = None,
 ) -> Inversion:
     """Codes z* = argmin ||G(z) - x||^2 of images, from many starts, with a certificate for each endpoint.
 
@@ -88,6 +112,7 @@ def invert(
         effort: evaluations and rounds. seed: of the starts; first_index: index of images[0] in its data set, so that its parts have starts
             of their own.
         byte_budget: what one chunk may hold. progress: called with (images done, images).
+        on_snapshot: called with a `Snapshot` of a chunk's starts every few evaluations; the result does not depend on it.
 
     Raises:
         UsageError: shapes, options or a decoder that do not fit. NonFiniteError: images, or a decoder, with values that are not finite.
@@ -107,7 +132,7 @@ def invert(
     parts = []
     for first in range(0, len(targets), at_once):
         some = slice(first, first + at_once)
-        parts.append(_invert_chunk(objective.among(some), begin[some], keep, effort, seed))
+        parts.append(_invert_chunk(objective.among(some), begin[some], keep, effort, seed, _Watch(on_snapshot, first)))
         if progress:
             progress(min(first + at_once, len(targets)), len(targets))
     return join(parts)
@@ -136,20 +161,47 @@ def as_targets(images: Tensor, decode: Decode, latent_dim: int) -> Tensor:
     return targets
 
 
-def _invert_chunk(objective: Objective, begin: Tensor, keep: Keep, effort: Effort, seed: int) -> Inversion:
+class _Watch:
+    """The latest codes, values and kinds of a chunk's rows, shown to `on_snapshot`; does nothing without one."""
+
+    def __init__(self, on_snapshot: OnSnapshot | None, first: int) -> None:
+        self.on_snapshot, self.first = on_snapshot, first
+
+    def begin(self, objective: Objective, shape: tuple[int, int], rows: Rows) -> None:
+        """Rows of a chunk of `shape` (B, S) are where they start."""
+        self.objective, self.shape = objective, shape
+        self.y, self.f = rows.y.clone(), rows.f.clone()
+        self.kind = torch.full((len(rows.y),), int(Kind.UNFINISHED), device=rows.y.device)
+        self("descent", torch.arange(len(rows.y), device=rows.y.device), rows.y, rows.f)
+
+    def __call__(self, stage: str, live: Tensor, y: Tensor, f: Tensor, kind: Tensor | None = None) -> None:
+        """Some rows have moved to y (n, d), with values f (n,), and perhaps a verdict."""
+        if self.on_snapshot is None:
+            return
+        self.y[live], self.f[live] = y, f
+        if kind is not None:
+            self.kind[live] = kind
+        z = self.objective.domain.codes(self.y).view(*self.shape, -1)
+        value, kinds = (of_row.clone().view(self.shape) for of_row in (self.f, self.kind))
+        self.on_snapshot(Snapshot(stage, self.first, z.clone(), value, kinds, self.objective.evaluations))
+
+
+def _invert_chunk(objective: Objective, begin: Tensor, keep: Keep, effort: Effort, seed: int, watch: _Watch) -> Inversion:
     """All starts (B, S, d) of some images."""
     images, starts, d = begin.shape
     image = torch.arange(images, device=begin.device).repeat_interleave(starts)
     rows = descent.start_rows(objective.value_and_gradient, objective.domain.chart(begin.reshape(-1, d)), image)
-    _descend(objective, rows, image, effort.first, fresh=True)
+    everyone = torch.arange(len(image), device=image.device)
+    watch.begin(objective, (images, starts), rows)
+    _descend(objective, rows, image, effort.first, everyone, watch, fresh=True)
     kept = _lowest(rows.f.view(images, starts), effort.drop_first if keep == "best" else 1)
     live = kept.flatten().nonzero()[:, 0]
     some = rows.take(live)
     _newton_metric(objective, some, image[live])
-    _descend(objective, some, image[live], effort.second)
+    _descend(objective, some, image[live], effort.second, live, watch)
     rows.put(live, some)
     kept = kept & _lowest(rows.f.view(images, starts), effort.drop_second if keep == "best" else 1)
-    found = _rounds(objective, rows, image, kept.flatten().nonzero()[:, 0], effort, seed)
+    found = _rounds(objective, rows, image, kept.flatten().nonzero()[:, 0], effort, seed, watch)
     return _gather(objective, rows.y, found, kept)
 
 
@@ -158,8 +210,13 @@ def _lowest(f: Tensor, drop: int) -> Tensor:
     return f.argsort(dim=1, stable=True).argsort(dim=1) < -(-f.shape[1] // drop)
 
 
-def _descend(objective: Objective, rows: Rows, image: Tensor, evaluations: int, fresh: bool = False) -> None:
-    descent.descend(objective.value_and_gradient, rows, image, evaluations, objective.floor(), objective.domain.chart_reach, fresh)
+def _descend(objective: Objective, rows: Rows, image: Tensor, evaluations: int, whose: Tensor, watch: _Watch, fresh: bool = False) -> None:
+    """Rows, which are the rows `whose` of the chunk, lowered in place."""
+
+    def moved(live: Tensor, y: Tensor, f: Tensor) -> None:
+        watch("descent", whose[live], y, f)
+
+    descent.descend(objective.value_and_gradient, rows, image, evaluations, objective.floor(), objective.domain.chart_reach, fresh, moved)
     rows.y = objective.domain.fold(rows.y)  # the inverse Hessian is of the other hemisphere then; it is set anew after each descent
 
 
@@ -170,18 +227,20 @@ def _newton_metric(objective: Objective, rows: Rows, image: Tensor) -> None:
     rows.f, rows.g = objective.value_and_gradient(rows.y, image)
 
 
-def _rounds(objective: Objective, rows: Rows, image: Tensor, live: Tensor, effort: Effort, seed: int) -> Certificates:
+def _rounds(objective: Objective, rows: Rows, image: Tensor, live: Tensor, effort: Effort, seed: int, watch: _Watch) -> Certificates:
     """Rounds of descent, finish and certificate for the live rows, in place, until each is certified as a minimum or the rounds are spent."""
     found = certificates.empty_certificates(len(rows.y), rows.y.device)
     directions = _directions(seed, rows.y)
     for number in range(effort.rounds):
         some, which = rows.take(live), image[live]
         _newton_metric(objective, some, which)
-        _descend(objective, some, which, effort.again)
+        _descend(objective, some, which, effort.again, live, watch)
         end = _finish(objective, some.y, which, effort.finish)
+        watch("finish", live, end.y, end.f)
         hessian = objective.hessian(objective.domain.codes(end.y), which)
         verdict, lowest, value = certificates.certify(objective, end, which, hessian, directions)
         found.put(live, verdict)
+        watch("certificate", live, end.y, end.f, verdict.kind)
         again = (verdict.kind == Kind.UNFINISHED) | (verdict.kind == Kind.SADDLE)
         moves = again & (value < end.f) & (number < effort.rounds - 1)
         rows.y[live] = objective.domain.fold(torch.where(moves[:, None], lowest, end.y))
