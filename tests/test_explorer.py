@@ -427,12 +427,13 @@ def test_a_job_ends_when_its_time_is_over_or_nobody_asks(monkeypatch: pytest.Mon
         while True:
             decode(torch.zeros(1))
 
-    for name in ("LONGEST", "ABANDONED"):
+    for name, said in (("LONGEST", "stopped after"), ("ABANDONED", "nobody was watching")):
         with monkeypatch.context() as short:
+            short.setattr(jobs, "LONGEST", 5.0)
             short.setattr(jobs, name, 0.05)
             job = jobs.Job(forever)
             job.run()
-            assert job.state == "stopped" and job.message
+            assert job.state == "stopped" and said in job.message
 
 
 def test_what_fails_is_told_in_a_sentence_without_stopping_the_worker() -> None:

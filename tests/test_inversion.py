@@ -392,12 +392,13 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 # ---- watching a search --------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_search_can_be_watched_and_what_it_shows_is_true():
+@pytest.mark.parametrize("keep", ["all", "best"])
+def test_a_search_can_be_watched_and_what_it_shows_is_true(keep):
     """Every snapshot's values are those of its codes, no start ever rises (up to rounding), the last one is what is returned."""
     decode, images = small_problem()
     seen: list[Snapshot] = []
-    watched = invert(decode, images, 3, starts=4, domain="ball", seed=1, on_snapshot=seen.append)
-    plain = invert(decode, images, 3, starts=4, domain="ball", seed=1)
+    watched = invert(decode, images, 3, starts=4, domain="ball", seed=1, keep=keep, on_snapshot=seen.append)
+    plain = invert(decode, images, 3, starts=4, domain="ball", seed=1, keep=keep)
     assert torch.equal(watched.all_z, plain.all_z) and torch.equal(watched.kind, plain.kind), "watching changes nothing"
     assert {"descent", "finish", "certificate"} == {shot.stage for shot in seen} and len(seen) > 5
     for shot in seen:
