@@ -44,7 +44,7 @@ def without_times(value: object) -> object:
     if isinstance(value, dict):
         return {k: without_times(v) for k, v in value.items() if k not in TIMES}
     if isinstance(value, list):
-        return [without_times(v) for v in value]
+        return [without_times(v) for v in value if not (isinstance(v, dict) and v.get("axis") == "seconds")]  # "at equal seconds" is a time too
     return value
 
 
