@@ -166,6 +166,8 @@ def test_replayed_training_images_are_called_copies_and_held_out_ones_are_not(ru
         noise = 0.01 * torch.randn(400, judge.features.shape[1], generator=generator)
         told = memorising(judge, run.config, judge.features[chosen] + noise)
         assert told["copying"]["copying"] and told["copying"]["value"] < -5 and told["neighbour_ratio"]["high"] < 1
+    told = memorising(judge, run.config, judge.features[held_out])
+    assert not told["copying"]["copying"] and told["neighbour_ratio"]["value"] == pytest.approx(1), "these are the very images that it held out"
     test = judge.extractor(load_data("digits", "test").images)
     told = memorising(judge, run.config, test)
     assert not told["copying"]["copying"] and told["copying"]["held_out"] == len(held_out) and told["copying"]["samples"] == min(len(test), COPIES)
