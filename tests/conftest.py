@@ -1,4 +1,4 @@
-"""What the tests share: one thread, the embedded digits, and the real data sets where there are any."""
+"""What the tests share: one thread, a cache of their own, the embedded digits, and the real data sets where there are any."""
 
 import os
 from collections.abc import Iterator
@@ -10,6 +10,15 @@ import torch
 import periplus
 
 torch.set_num_threads(1)  # the same bits on every machine, and several test processes on few cores
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache of this session: no test reads what an earlier one left on the machine, or leaves something there."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -25,12 +34,3 @@ def real_data() -> Path:
     if not (folder / "mnist" / "train-images-idx3-ubyte.gz").is_file():
         pytest.skip(f"no real data at {folder}: set PERIPLUS_DATA to a folder that has mnist/, fashion-mnist/, binarized-mnist/")
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of the tests' own: nothing of the user's is read, nothing is left there."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield folder

@@ -21,7 +21,7 @@ TINY = {"batch_size": 32, "latent_dim": 4, "max_steps": 9, "log_every": 1, "devi
 
 
 @pytest.fixture(scope="module")
-def judge(digits: ImageData, cache: Path) -> Reference:
+def judge(digits: ImageData, own_cache: Path) -> Reference:
     return reference(digits, 200)
 
 

@@ -25,7 +25,7 @@ def everything() -> ImageData:
 
 
 @pytest.fixture(scope="module")
-def judge(digits: ImageData, cache: Path) -> Reference:
+def judge(digits: ImageData, own_cache: Path) -> Reference:
     return reference(digits)
 
 

@@ -41,9 +41,14 @@ SHIPPED = {
     "mnist": "d71f122302d5155598eb41451cb41bdd961ca043d39ea945acfd6ad5e80dbef3",
     "digits": "8b4a7efb2d16256dd08704dc20bfbbfe3496af208cbe31855bfedeaa9524e7ce",
 }
-#: Named sets that are judged by a shipped network, with the shape of their images.
-JUDGES = {"mnist": ("mnist", (1, 28, 28)), "binarized-mnist": ("mnist", (1, 28, 28)), "digits": ("digits", (1, 8, 8))}
+#: Named sets that are judged by a shipped network, with the shape of their images; STACKED's channel by channel.
 STACKED = "stacked-mnist"
+JUDGES = {
+    "mnist": ("mnist", (1, 28, 28)),
+    "binarized-mnist": ("mnist", (1, 28, 28)),
+    "digits": ("digits", (1, 8, 8)),
+    STACKED: ("mnist", (3, 28, 28)),
+}
 BLOCK = 500
 #: A tenth of the data, at most so many, stays out of training: the accuracy is measured there.
 MOST_HELD_OUT = 10_000
@@ -72,7 +77,16 @@ class Extractor:
         return self.features(images)
 
     def features(self, images: Tensor) -> Tensor:
-        """Features (N, 64) of images with the channels that the network takes; in blocks of one size, so that none depends on its neighbours."""
+        """Features (N, 64) of images with the channels that the network takes; in blocks of one size, so that none depends on its neighbours.
+
+        Raises UsageError for images of other channels, and for none at all.
+        """
+        channels = self.network.channels
+        if images.dim() != 4 or not len(images) or images.shape[1] != channels:
+            plural = "s" * (channels != 1)
+            raise UsageError(
+                f"images have shape {tuple(images.shape)}: '{self.name}' takes (N, {channels}, H, W), {channels} channel{plural}, N >= 1"
+            )
         parts = []
         for block in images.split(BLOCK):
             x = block.float() / 255 if block.dtype == torch.uint8 else block.float()
@@ -138,20 +152,35 @@ def extractor_for(data: ImageData, cache: Path | None = None, on_step: OnStep | 
         cache: a folder for networks that had to be trained; by default the cache of this machine's user.
         on_step, note: told while a network is trained, and before.
     """
-    judge, shape = JUDGES.get(data.name, ("", ()))
+    known = data.source or data.name  # a folder may be called mnist, and hold something else
+    judge, shape = JUDGES.get(known, ("", ()))
     if judge and data.shape == shape:
-        return load_extractor(judge)
-    if data.name == STACKED:
-        return dataclasses.replace(load_extractor("mnist"), name="mnist-per-channel", per_channel=True)
+        found = load_extractor(judge)
+        return dataclasses.replace(found, name="mnist-per-channel", per_channel=True) if known == STACKED else found
     path = (cache or cache_folder() / "features") / f"{file_name(data)}-recipe-{RECIPE}.safetensors"
     if path.exists():
         try:
-            return read_extractor(path)
+            return read_kept(path)
         except RunError as error:
             note(f"{error}; it is made again")
     note(f"training the feature network of {data.name} once ({path})")
-    train_extractor(data, path, on_step=on_step)
-    return read_extractor(path)
+    found = train_extractor(data, path, on_step=on_step)
+    write_atomically(digest_file(path), found.sha256 + "\n")
+    return found
+
+
+def read_kept(path: Path) -> Extractor:
+    """A network from the cache. Raises RunError unless it is to the bit what was written: damaged weights would give other scores without a word."""
+    found = read_extractor(path)
+    beside = digest_file(path)
+    if not beside.is_file() or beside.read_bytes().strip() != found.sha256.encode():
+        raise RunError(f"{path} is damaged: its SHA-256 is not that in {beside.name}")
+    return found
+
+
+def digest_file(path: Path) -> Path:
+    """Where the SHA-256 of a network in the cache is written."""
+    return path.with_suffix(".sha256")
 
 
 def file_name(data: ImageData) -> str:

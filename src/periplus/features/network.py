@@ -24,21 +24,27 @@ class FeatureNetwork(nn.Module):
 
     def __init__(self, channels: int, classes: int, batch_norm: bool = False) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        width = channels
-        for number, stage in enumerate(STAGES):
-            if number:
-                layers.append(nn.MaxPool2d(2, ceil_mode=True))
-            for wider in stage:
-                layers.append(nn.Conv2d(width, wider, 3, padding=1, bias=not batch_norm))
-                layers += [nn.BatchNorm2d(wider)] if batch_norm else []
-                layers.append(nn.ReLU())
-                width = wider
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(FEATURES, classes)
+        self.channels = channels
+        with torch.random.fork_rng(devices=[]):  # new layers draw weights: not from the user's random numbers
+            self.body, self.head = build(channels, batch_norm), nn.Linear(FEATURES, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.body(images - 0.5).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def build(channels: int, batch_norm: bool) -> nn.Sequential:
+    """The convolutions, stage by stage."""
+    layers: list[nn.Module] = []
+    width = channels
+    for number, stage in enumerate(STAGES):
+        if number:
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
+        for wider in stage:
+            layers.append(nn.Conv2d(width, wider, 3, padding=1, bias=not batch_norm))
+            layers += [nn.BatchNorm2d(wider)] if batch_norm else []
+            layers.append(nn.ReLU())
+            width = wider
+    return nn.Sequential(*layers)
 
 
 def random_network(channels: int, seed: int = 0) -> FeatureNetwork:
