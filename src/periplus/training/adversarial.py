@@ -11,7 +11,7 @@ Three habits make a run repeatable to the bit, and cheap to interrupt:
   (`found_inf`), sticky, so the device need not wait for the host; the host looks at it when it reads the metrics.
 * The state, complete, is what `State.tensors` lists.
 
-With `path_weight` the generator is also asked to make least-cost paths between real images cheap (`periplus.training.path_bank`): at every second
+With `path_weight` the generator is also asked to make least-cost paths between real images cheap (`periplus.training.path_bank`): at every fourth
 step its loss has three more terms, for some pairs of the bank,
 
     path_weight * EVERY * mean of (U~ + RECONSTRUCTION * end errors)  +  its adversarial loss on images along the paths

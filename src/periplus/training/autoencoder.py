@@ -14,7 +14,7 @@ beta is the only weight, and it is a field of the configuration. The habits are 
 function of (seed, n), nothing is updated with a non-finite loss or gradient, and the complete state is what `State.tensors` lists. That state
 includes the chain of an echo channel, the last code of the batch before, from which the recursion goes on where a batch is too short to close it.
 
-With `path_weight` the decoder is also asked to make least-cost paths between the encoder's means of training images cheap, at every second step:
+With `path_weight` the decoder is also asked to make least-cost paths between the encoder's means of training images cheap, at every fourth step:
 
     path_weight * EVERY * mean of (U~ + SPEED * speed excess)            nats per unit of U~
 

@@ -1,7 +1,7 @@
 """A bank of pairs of real images whose least-cost paths are kept warm while the decoder moves under them.
 
 The path term of a loss (`periplus.paths.loss`) needs, for pairs of *training* images, their codes and the cheapest path between these. Finding both
-from nothing costs seconds; but from one step to the next the decoder hardly moves, so yesterday's codes and paths are nearly right. At every second
+from nothing costs seconds; but from one step to the next the decoder hardly moves, so yesterday's codes and paths are nearly right. At every fourth
 step some pairs are visited in turn:
 
     1. their codes:    a generator's: any of some fresh prior codes that decode nearer to the image than the code of the bank takes its place,
@@ -34,7 +34,7 @@ from periplus.seeds import stream
 from periplus.training.steps import evaluation_mode, to_float
 
 #: Pairs in the bank, pairs of one visit, segments of a path, and steps from visit to visit.
-PAIRS, VISITED, SEGMENTS, EVERY = 128, 8, 8, 2
+PAIRS, VISITED, SEGMENTS, EVERY = 128, 12, 8, 4
 #: Steps of the path solver in a visit, and the residual at which it is content; Adam steps on the codes, their size, fresh codes that are tried.
 PATH_STEPS, CONTENT = 2, 1e-2
 CODE_STEPS, CODE_RATE, FRESH = 4, 0.1, 64
