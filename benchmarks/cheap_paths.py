@@ -4,9 +4,9 @@
     python benchmarks/cheap_paths.py --score          then the sample scores, with their noise floors
     python benchmarks/cheap_paths.py --figure FILE    the trade-off of what is there
 
-Each cell is a wgan-gp (mlp) on MNIST: plain, or with --path-objective least or straight at one of the weights. Seeds are outermost, so that what is there
-can always be read. A cell is judged by `periplus.path_judge`: pairs of *test* images, codes and paths found anew. Seconds of training are those of the
-processor (one thread), for the machine is shared; checkpoints and samples included.
+Each cell is a wgan-gp (mlp) on MNIST: plain, or with --path-objective least or straight at one of the weights. Seeds are outermost, so that what
+is there can always be read. A cell is judged by `periplus.path_judge`: pairs of *test* images, codes and paths found anew. Seconds of training are
+those of the processor (one thread), for the machine is shared; checkpoints and sample grids included.
 Writes benchmarks/results/cheap_paths.json after every cell. Numbers of pairs, seeds and epochs are in it.
 """
 
@@ -101,7 +101,7 @@ def gather(options: argparse.Namespace) -> dict[str, Any]:
         "asked": len(cells(options)),
         "there": len(rows),
         "comparisons": [compare(row, plain) for row in rows for plain in rows if plain["objective"] == "plain" and plain["seed"] == row["seed"]],
-        "environment": environment(),
+        "environment": environment("cpu"),
         "cells": rows,
     }
 
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--weights", type=float, nargs="+", default=[20.0, 5.0, 80.0])
+    parser.add_argument("--weights", type=float, nargs="+", default=[20.0, 80.0, 5.0])
     parser.add_argument("--score", action="store_true")
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()

@@ -8,9 +8,8 @@ decoder. Five things are told together, for each can be bought with another:
 
     score      U~ >= 1, and its excess U~ - 1; with the straight line's, the residual and the gap to what no path can undercut
     ends       squared errors of both codes over Dist^2: a path between codes of other images is no answer
-    realism    how many images along the paths lie where real images lie: precision and density (k = 5) in features of a pinned network, of images at
-               equal steps of length; beside it what other real images get (the floor), and pixel cross-fades of the same pairs (the blend that a
-               decoder could cheat with)
+    realism    how many images along the paths lie where real images lie: precision and density (k = 5) in features of a pinned network, of
+               images at equal steps of length; beside it what other real images get (the floor), and pixel cross-fades of the same pairs
     jumps      the largest step of the image among 64 steps along the path, over Dist: a decoder that rushes to the middle has 1/2
 
 Intervals are over pairs (standard errors of means); the spread over trainings takes seeds.
@@ -50,9 +49,9 @@ def judge_paths(
 ) -> dict[str, Any]:
     """Judge a run's passages between the first 2 P images of a split it was not trained on.
 
-    Returns a JSON-ready record: `score`, `excess`, `straight_excess`, `gap`, `end_error`, `jump` (each mean, standard error, median, over pairs),
-    `converged`, `realism`, `settings`, `statements`, and `pairs`, the record of each as in `passage_record`. `extractor`: by default that of the data.
-    Raises UsageError where the split has too few images.
+    Returns a JSON-ready record: `score`, `excess`, `straight_excess`, `gap`, `end_error`, `jump` (each mean, standard error, median),
+    `converged`, `realism`, `settings`, `statements`, and `pairs`, the record of each as in `passage_record`. `extractor`: by default that of the
+    data. Raises UsageError where the split has too few images.
     """
     targets, chosen = first_pairs(data, pairs)
     inversion = locate(run, targets, search, on_progress=on_progress)
@@ -92,15 +91,21 @@ def largest_steps(run: Run, passages: Passages) -> Tensor:
     """The largest change of the image from one of STEPS equal steps of length to the next, over Dist, (P,)."""
     images = images_along(run, passages, "path", STEPS + 1).flatten(2).double()
     x_a, x_b = (passages.images(end).to(images).flatten(1) for end in (0, 1))
-    return (images.diff(dim=1).norm(dim=2).max(1).values / (x_a - x_b).norm(dim=1)).cpu()
+    share: Tensor = images.diff(dim=1).norm(dim=2).max(1).values / (x_a - x_b).norm(dim=1)
+    return share.cpu()
 
 
-def realism(run: Run, passages: Passages, data: ImageData, extractor: Extractor) -> dict[str, Any]:
-    """Precision and density of images along paths and lines, of cross-fades of the same pairs, and of real images that are no end of any."""
+def realism(run: Run, passages: Passages, data: ImageData, extractor: Extractor) -> dict[str, Any] | None:
+    """Precision and density of images along paths and lines, of cross-fades of the same pairs, and of real images that are no end of any.
+
+    None where too few real images are left to have neighbours.
+    """
     used = set(passages.targets.index)
     others = torch.tensor([row for row in range(len(data)) if row not in used])
     real = others[: min(REAL, len(others) * 3 // 4)]
     floor = others[len(real) :][: len(passages.pairs) * LOOKED_AT]
+    if len(real) <= NEIGHBOURS or not len(floor):
+        return None
     x_a, x_b = (passages.images(end)[:, None] for end in (0, 1))
     t = torch.linspace(0, 1, LOOKED_AT + 2)[1:-1, None, None, None]
     shown = {
@@ -125,14 +130,19 @@ def realism(run: Run, passages: Passages, data: ImageData, extractor: Extractor)
 
 def judge_statements(record: dict[str, Any]) -> list[str]:
     """What a judgement says, in sentences."""
-    pairs, seen = record["settings"]["pairs"], record["realism"]
-    score, line = record["score"], record["straight_excess"]["mean"] + 1
+    pairs, seen, score = record["settings"]["pairs"], record["realism"], record["score"]
+    said = [
+        f"{count(pairs, 'held-out pair')}: U~ = {score['mean']:.3f} (standard error {score['standard_error']:.3f}) on the path found, "
+        f"{record['straight_excess']['mean'] + 1:.3f} on the straight line; 1 is the floor, 4/3 a cross-fade. "
+        f"{record['converged']} of {pairs} converged, mean gap {percent(record['gap']['mean'])}.",
+        f"The ends: both errors together are {percent(record['end_error']['mean'], 1)} of Dist^2. "
+        f"The largest of {STEPS} steps along a path moves the image by {percent(record['jump']['mean'], 1)} of Dist.",
+    ]
+    if seen is None:
+        return [*said, "Realism along the path: too few real images are left to tell."]
+    shares = {name: percent(seen[name]["precision"]) for name in ("path", "line", "cross_fade", "floor")}
     return [
-        f"{count(pairs, 'held-out pair')}: U~ = {score['mean']:.3f} (standard error {score['standard_error']:.3f}) on the path found, {line:.3f} on the "
-        f"straight line; 1 is the floor, 4/3 a cross-fade. {record['converged']} of {pairs} converged, mean gap {percent(record['gap']['mean'])}.",
-        f"The ends: both errors together are {percent(record['end_error']['mean'], 1)} of Dist^2. The largest of {STEPS} steps along a path moves the image "
-        f"by {percent(record['jump']['mean'], 1)} of Dist.",
-        f"Along the path {percent(seen['path']['precision'])} of the images lie among real ones (precision, k = {seen['k']}); along the line "
-        f"{percent(seen['line']['precision'])}; of cross-fades {percent(seen['cross_fade']['precision'])}; of other real images "
-        f"{percent(seen['floor']['precision'])}.",
+        *said,
+        f"Along the path {shares['path']} of the images lie among real ones (precision, k = {seen['k']}); along the line {shares['line']}; "
+        f"of cross-fades {shares['cross_fade']}; of other real images {shares['floor']}.",
     ]

@@ -4,16 +4,16 @@ For a pair of images with middle M, Dist^2 = ||x_A - x_B||^2, and a polyline Z_0
 
     c(z) = 2 ||G(z) - M||^2 + Dist^2 / 2           U~ = U / (Dist^2 l / 2) >= 1          4/3: a cross-fade, constant speed, exact ends
 
-and with E = N sum wbar_i |d_i|^2, w = c^2 (`periplus.paths.energy`), U~ = 2 sqrt(E) / (Dist^2 l). The envelope theorem: at Z* = argmin_Z E(Z, theta) the
-derivative of min_Z E with respect to theta is that of E with Z* held, for what Z* itself would change is of second order. So nobody differentiates
-the minimisation: find Z* (`periplus.paths.solver`, warm-started), then differentiate `path_scores` at it. The ends are codes that depend on theta as
-well; they are held too, and their share of the derivative is left out.
+and with E = N sum wbar_i |d_i|^2, w = c^2 (`periplus.paths.energy`), U~ = 2 sqrt(E) / (Dist^2 l). The envelope theorem: at Z* = argmin_Z E(Z, theta)
+the derivative of min_Z E with respect to theta is that of E with Z* held, for what Z* itself would change is of second order. So nobody
+differentiates the minimisation: find Z* (`periplus.paths.solver`, warm-started), then differentiate `path_scores` at it. The ends are codes that
+depend on theta as well; they are held too, and their share of the derivative is left out.
 
 A decoder can make U~ small without a single good path. What holds against each way:
 
     one image for every code          U~ = 1 for the pair whose M it is       `end_errors`: M is off by Dist^2 / 4 at either end
     exact ends, then all at once M    U~ -> 1, exact at the ends              `path_scores` cannot see it; a critic on path points, or `speed_excess`
-    a steeper G                       l -> 0, and U with it                   U~ divides by l: G(k z) has the very same scores; codes keep to the prior
+    a steeper G                       l -> 0, and U with it                   U~ divides by l: G(k z) has the same scores; codes keep to the prior
     pairs of equal images             Dist -> 0                               real pairs, and Dist^2 > 0 is asked for
 
 Least-cost paths: Z* as above. The straight-line surrogate takes `straight_scores`, U~ of the line, by the trapezoid rule: l cancels.
@@ -58,7 +58,8 @@ def path_scores(images: Tensor, points: Tensor, x_a: Tensor, x_b: Tensor) -> Ten
         distance = (points[:, -1] - points[:, 0]).norm(dim=1)
     w = relative_costs(images, x_a, x_b).square()
     energy = squares.shape[1] * ((w[:, :-1] + w[:, 1:]) / 2 * squares).sum(1)
-    return 2 * energy.sqrt() / distance.clamp(min=1e-12)
+    scores: Tensor = 2 * energy.sqrt() / distance.clamp(min=1e-12)
+    return scores
 
 
 def straight_scores(images: Tensor, x_a: Tensor, x_b: Tensor) -> Tensor:

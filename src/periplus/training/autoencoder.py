@@ -16,9 +16,9 @@ includes the chain of an echo channel, the last code of the batch before, from w
 
 With `path_weight` the decoder is also asked to make least-cost paths between the encoder's means of training images cheap, at every fourth step:
 
-    path_weight * EVERY * mean of (U~ + SPEED * speed excess)            nats per unit of U~
+    path_weight * EVERY * mean of (U~ + RECONSTRUCTION * end errors + SPEED * speed excess)            nats per unit of U~
 
-(`periplus.training.path_bank`). The distortion holds the ends, a limit of speed stands where an adversarial model has its critic, and codes and
+(`periplus.training.path_bank`). A limit of speed stands where an adversarial model has its critic, and codes and
 paths are held fixed: the term moves the decoder only. Without the weight no line of this runs.
 """
 
@@ -44,7 +44,7 @@ from periplus.runs import SAMPLES, channel_of, codes, load_module, marginal_code
 from periplus.seeds import stream
 from periplus.training.interruption import StopRequest
 from periplus.training.journal import Clock, OnProgress, check_finite, save_checkpoint, write_line
-from periplus.training.path_bank import EVERY, SPEED, PathBank
+from periplus.training.path_bank import EVERY, RECONSTRUCTION, SPEED, PathBank
 from periplus.training.steps import (
     Batches,
     apply_gradients,
@@ -139,14 +139,14 @@ def autoencoder_step(
 
 
 def path_loss(state: State, config: AutoencoderConfig) -> Tensor:
-    """What the decoder pays for the paths of a visit, nats: their U~, and the excess of their speed."""
+    """What the decoder pays for the paths of a visit, nats: their U~, the errors of their ends, and the excess of their speed."""
     assert state.paths is not None
     encoder, decoder = state.networks["encoder"], state.networks["decoder"]
     with evaluation_mode(encoder, decoder):
         visit = state.paths.visit_decoder(lambda x: encoder(x)[0], lambda z: decode(state, config, z), state.step)
     excess = visit.speed_excess.mean()
     state.paths.add(visit, excess)
-    return config.path_weight * EVERY * (visit.scores.mean() + SPEED * excess)
+    return config.path_weight * EVERY * (visit.scores.mean() + RECONSTRUCTION * visit.end_errors.mean() + SPEED * excess)
 
 
 def distortion_of(config: AutoencoderConfig, output: Tensor, images: Tensor) -> Tensor:

@@ -198,7 +198,8 @@ def radius(d: int) -> float:
 def into_ball(z: Tensor) -> Tensor:
     """Codes that have left the prior's ball are put back on its surface: a steeper generator is no way out, for the prior stays."""
     limit = radius(z.shape[-1])
-    return z * (limit / z.norm(dim=-1, keepdim=True).clamp(min=limit))
+    held: Tensor = z * (limit / z.norm(dim=-1, keepdim=True).clamp(min=limit))
+    return held
 
 
 @torch.no_grad()
