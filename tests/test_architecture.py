@@ -18,7 +18,7 @@ FLOORS = [
     {"errors", "files", "seeds", "objectives", "metrics", "channels", "information"},
     {"data", "networks", "piecewise", "autoencoders", "stacking", "pictures", "inversion", "paths"},
     {"config", "machine", "locks", "checkpoints", "runs", "training", "features"},
-    {"evaluation", "scoring", "comparing", "locating", "passages"},
+    {"evaluation", "scoring", "comparing", "locating", "passages", "path_judge"},
     {"plots", "report", "console", "engines", "sweeps", "textbook", "benchmarking"},
     # the doors; __init__ is the front one
     {

@@ -22,16 +22,16 @@ from periplus.evaluation import splits_of
 from periplus.report import Finding, to_data
 from periplus.runs import load_run
 from periplus.study import Settings, made_with, make_study
-from periplus.study.chapters import inversion, paths
+from periplus.study.chapters import cheap, inversion, paths
 from periplus.study.reporting import CONCLUSIONS, build_report, summary, write_report
 from periplus.study.settings import PRESETS
 
 torch.set_num_threads(1)
 
-KEYS = ("2c", "2d")
-ROOMS: dict[str, Any] = {"2c": inversion, "2d": paths}
+KEYS = ("2c", "2d", "2e")
+ROOMS: dict[str, Any] = {"2c": inversion, "2d": paths, "2e": cheap}
 SETTINGS = Settings(data="tiny.npz", out=Path("study"), only=KEYS, epochs=2, seeds=2)
-COMMAND = "periplus study --only 2c,2d"
+COMMAND = "periplus study --only 2c,2d,2e"
 
 
 def make_small(patch: pytest.MonkeyPatch) -> None:
@@ -40,6 +40,7 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     for room, changes in (
         (inversion, {"IMAGES": 3, "STARTS": 4, "FEW_STARTS": 2, "PLANTED": 4, "SHOWN": 2}),
         (paths, {"PAIRS": 3, "STARTS": 2, "FEW_STARTS": 2, "TRIED": 2, "SEGMENTS": 16, "COARSER": (8,), "SHOWN": 2, "FRAMES": 5, "PLACES": 9}),
+        (cheap, {"PAIRS": 3, "STARTS": 2, "SEGMENTS": 8, "SHOWN": 2, "FRAMES": 5}),
     ):
         for name, value in changes.items():
             patch.setattr(room, name, value)
@@ -391,3 +392,33 @@ def test_colour_images_without_labels_and_one_seed_go_all_the_way(tmp_path: Path
     chapters = json.loads(Path("o u t/results.json").read_text(encoding="utf-8"))["chapters"]
     assert len(chapters["2d"]["runs"]) == 1 and Path("o u t/report.pdf").read_bytes().startswith(b"%PDF")
     assert "of all seeds" not in paths.conclusion(chapters["2d"])
+
+
+# ---- conclusions follow the numbers: 2e -----------------------------------------------------------------------------------------------------
+
+
+def set_judged(results: dict[str, Any], **scores: list[float]) -> dict[str, Any]:
+    """Give the trainings of 2e these scores."""
+    chapter = dict(results["chapters"]["2e"])
+    for name, values in scores.items():
+        chapter["judged"][name]["scores"] = values
+    return chapter
+
+
+def test_2e_holds_three_trainings_and_their_morphs(original: Path, measured: dict[str, Any]) -> None:
+    chapter = measured["chapters"]["2e"]
+    assert set(chapter["judged"]) == {"plain", "straight", "least"} and chapter["pairs"] == 3
+    assert "--path-weight 5 --path-objective least" in chapter["commands"]["least"] and "path" not in chapter["commands"]["plain"]
+    for name in ("2e-strip-0.png", "2e-strip-1.png", "2e-scores.svg"):
+        assert (original / "study/figures" / name).stat().st_size > 500
+
+
+def test_2e_says_what_the_scores_say(results: dict[str, Any]) -> None:
+    set_judged(results, plain=[1.8, 1.7, 1.9], straight=[1.7, 1.6, 1.8], least=[1.4, 1.35, 1.45])
+    said = finding(results, "2e")
+    assert "Least-cost objective: the excess of $tilde(U)$ is smaller, by 50 % (50 to 50 %)" in said
+    assert "Against the surrogate the least-cost objective's excess is smaller, by 43 %" in said
+    set_judged(results, least=[1.9, 1.6, 1.95])
+    assert "not told apart" in CONCLUSIONS["2e"](results["chapters"]["2e"])
+    set_judged(results, least=[2.8, 2.7, 2.9])
+    assert "larger, by -125 %" in finding(results, "2e")

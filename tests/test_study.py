@@ -489,7 +489,7 @@ def test_a_study_is_not_resumed_with_fewer_epochs(folder: Path, lean: None) -> N
 @pytest.mark.parametrize(
     ("only", "keys"),
     [
-        ((), ["1a", "1b", "1c", "1d", "1e", "2a", "2b", "2c", "2d"]),
+        ((), ["1a", "1b", "1c", "1d", "1e", "2a", "2b", "2c", "2d", "2e"]),
         (("2b",), ["2b"]),
         (("2b", "2a"), ["2a", "2b"]),
         (("2b,2a",), ["2a", "2b"]),

@@ -65,6 +65,10 @@ class AdversarialConfig:
     """Dropout probability in the critic's hidden layers."""
     ema: float = 0.999
     """Decay per step of the averaged generator that is sampled from; 0 turns averaging off."""
+    path_weight: float = 0.0
+    """Weight of U~, the score of least-cost paths between real training images (periplus.training.path_bank); 0 leaves the term out."""
+    path_objective: Literal["least", "straight"] = "least"
+    """What the path term prices. least: the cheapest path found. straight: the straight line between the codes, its surrogate."""
     held_out: int | None = None
     """Images drawn by seed and kept out of training, for the critic's gap; a tenth of the data, at most 1000."""
     seed: int = 0
@@ -98,6 +102,7 @@ class AdversarialConfig:
             _check(self, name, value is None or 0 <= value < 1, "in [0, 1)")
         _check(self, "held_out", self.held_out is None or self.held_out >= 0, "zero or more")
         _check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
+        _check(self, "path_weight", self.path_weight >= 0, "zero or more")
         _check(self, "seed", 0 <= self.seed < 2**63, "in [0, 2^63)")
 
     @classmethod
@@ -170,6 +175,10 @@ class AutoencoderConfig:
     """Adam's first decay."""
     beta2: float = 0.999
     """Adam's second decay."""
+    path_weight: float = 0.0
+    """Weight of U~, the score of least-cost paths between real training images (periplus.training.path_bank); 0 leaves the term out."""
+    path_objective: Literal["least", "straight"] = "least"
+    """What the path term prices. least: the cheapest path found. straight: the straight line between the codes, its surrogate."""
     held_out: int | None = None
     """Images drawn by seed and kept out of training, to watch overfitting; a tenth of the data, at most 1000."""
     seed: int = 0
@@ -202,6 +211,7 @@ class AutoencoderConfig:
             _check(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         _check(self, "held_out", self.held_out is None or self.held_out >= 0, "zero or more")
         _check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
+        _check(self, "path_weight", self.path_weight >= 0, "zero or more")
         _check(self, "seed", 0 <= self.seed < 2**63, "in [0, 2^63)")
         _check(self, "rate", self.rate is None or (self.rate == "echo") == (self.model == "echo"), f"left out for '{self.model}', or one of its own")
         _check(self, "clip", self.clip is None or self.model == "echo", f"left out for '{self.model}': only an echo channel has one")

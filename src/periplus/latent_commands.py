@@ -201,6 +201,7 @@ class FindPath(Locating):
     alternatives: Annotated[int, arg(help="How many of the best minima of an image may be an end; 1: only the best code.")] = 3
     steps: Annotated[int, arg(help="Images in the strip.")] = 11
     gif: Annotated[bool, arg(help="Write a looping animation of each path.")] = False
+    judge: Annotated[bool, arg(help="Judge the run by its first --n held-out pairs instead: scores, ends, realism along the paths.")] = False
     out: Annotated[Path | None, arg(help="The folder to write to. Default: RUN/paths")] = None
 
     def run(self) -> None:
@@ -217,6 +218,9 @@ class FindPath(Locating):
                 raise UsageError(f"--{name} is {getattr(self, name)}: at least {least} is needed")
         wanted = parse_pairs(self.pairs)
         run = load_run(self.folder, self.device)
+        if self.judge:
+            self.tell_judgement(run)
+            return
         targets, pairs = self.chosen(run, wanted)
         search = Search(self.starts, seed=self.seed)
         with Countdown(f"inverting {count(len(targets), 'image')}") as located:
@@ -232,6 +236,23 @@ class FindPath(Locating):
             return
         table(*passage_table(whole), title=f"{self.folder}: U ({self.norm}) of straight line, spherical interpolation and path")
         print("\n".join([*whole["statements"], *(str(out / name) for name in whole["files"])]))
+
+    def tell_judgement(self, run: Run) -> None:
+        """Write judge.json and print what it says."""
+        from periplus.locating import Search, count, images_of
+        from periplus.path_judge import judge_paths
+
+        if self.pairs or self.classes or self.files or self.norm != "length":
+            raise UsageError("--judge takes the first --n pairs of a split in the length reading: leave out --pairs, --classes, --files and --norm")
+        data = images_of(run, self.split, self.data_root)
+        search = Search(self.starts, keep="best", seed=self.seed)
+        with Countdown(f"judging {count(self.n, 'path')}: inverting its ends") as located:
+            record = judge_paths(run, data, self.n, search, segments=self.segments, on_progress=located)
+        whole = write_record(self.out or self.folder / "paths", "judge.json", ["judge.json"], record, self.command)
+        if self.json:
+            self.tell(whole)
+            return
+        print("\n".join([*whole["statements"], str((self.out or self.folder / "paths") / "judge.json")]))
 
     def chosen(self, run: Run, wanted: list[tuple[int, int]]) -> tuple[Targets, list[tuple[int, int]]]:
         """The images and pairs that the options choose."""

@@ -19,7 +19,7 @@ from periplus.runs import load_run
 from periplus.scoring import SAMPLES
 from periplus.study import curves, judging
 from periplus.study.autoencoder_chapter import autoencoder_chapter, draw_autoencoders, kind_of, measure_autoencoders
-from periplus.study.chapters import CHAPTERS, echo, echo_rate, extremes, gan, inversion, marginal, paths, penalty, sampling
+from periplus.study.chapters import CHAPTERS, cheap, echo, echo_rate, extremes, gan, inversion, marginal, paths, penalty, sampling
 from periplus.study.settings import Cell, words_of
 from periplus.study.telling import collapse_sentence, run_table, settings_of
 from periplus.study.workshop import Workshop
@@ -64,6 +64,7 @@ CONCLUSIONS = {
     "2b": penalty.conclusion,
     "2c": inversion.headline,
     "2d": paths.headline,
+    "2e": cheap.headline,
 }
 
 

@@ -10,6 +10,13 @@ Three habits make a run repeatable to the bit, and cheap to interrupt:
 * A step never updates anything with a non-finite loss or gradient. The check is a flag on the device that the fused optimisers obey
   (`found_inf`), sticky, so the device need not wait for the host; the host looks at it when it reads the metrics.
 * The state, complete, is what `State.tensors` lists.
+
+With `path_weight` the generator is also asked to make least-cost paths between real images cheap (`periplus.training.path_bank`): at every fourth
+step its loss has three more terms, for some pairs of the bank,
+
+    path_weight * EVERY * mean of (U~ + RECONSTRUCTION * end errors)  +  its adversarial loss on images along the paths
+
+and the critic sees some of these images among the fakes, so that it knows what it judges. Without the weight no line of this runs.
 """
 
 from __future__ import annotations
@@ -34,6 +41,7 @@ from periplus.piecewise import PiecewiseLinear, piecewise_linear
 from periplus.runs import SAMPLES, codes, load_module
 from periplus.training.interruption import StopRequest
 from periplus.training.journal import Clock, OnProgress, check_finite, save_checkpoint, save_snapshot, write_line
+from periplus.training.path_bank import EVERY, RECONSTRUCTION, PathBank, Visit
 from periplus.training.steps import (
     WATCHED,
     Batches,
@@ -71,6 +79,8 @@ class State:
     critic_optimizer: torch.optim.Adam
     sums: Tensor
     """Sums of MEASURES since the last line of metrics, float64."""
+    paths: PathBank | None = None
+    """With a path weight: pairs of real images with their codes and paths."""
     summed: int = 0
     step: int = 0
 
@@ -79,7 +89,7 @@ class State:
         named = {f"{part}.{k}": v for part in ("generator", "critic", "ema") for k, v in getattr(self, part).state_dict().items()}
         for part in ("generator_optimizer", "critic_optimizer"):
             named |= optimizer_tensors(getattr(self, part), f"{part}.")
-        return named | {"sums": self.sums}
+        return named | {"sums": self.sums} | ({} if self.paths is None else self.paths.tensors())
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint's state, bit for bit. Raises RunError where it does not fit."""
@@ -92,6 +102,8 @@ class State:
             self.summed = int(checkpoint.values["summed"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(f"{checkpoint.path} lacks the state of the metrics ({error}): it is not of this version") from None
+        if self.paths is not None:
+            self.paths.restore(checkpoint)
         self.step = checkpoint.step
 
 
@@ -188,12 +200,14 @@ def train_step(state: State, config: AdversarialConfig, batches: Batches, health
     Once the flag is down, no weight moves any more; the average, the sums and the count go on, and nothing of them should be kept.
     """
     seed_step(config, state.step)
+    visit = None if state.paths is None or not state.paths.due(state.step) else state.paths.visit_generator(state.generator, state.step)
     for k in range(config.critic_steps):
         real = batches(state.step * config.critic_steps + k)
         with torch.set_grad_enabled(k == config.critic_steps - 1):  # the generator learns from the last ones alone
             fake = make_fakes(state, config, real)
-        critic_measures, healthy = critic_step(state, config, real, fake, healthy)
-    generator_measures, healthy = generator_step(state, config, real, fake, healthy)
+        shown = fake if visit is None else with_path_points(fake, visit)
+        critic_measures, healthy = critic_step(state, config, real, shown, healthy)
+    generator_measures, healthy = generator_step(state, config, real, fake, healthy, visit)
     update_average(state.ema, state.generator, config.ema, state.step)
     state.sums += arrange(critic_measures, generator_measures)
     state.step, state.summed = state.step + 1, state.summed + 1
@@ -212,14 +226,39 @@ def critic_step(state: State, config: AdversarialConfig, real: Tensor, fake: Ten
     return torch.stack([loss, penalty, real_score.mean(), fake_score.mean(), norm]).detach(), healthy
 
 
-def generator_step(state: State, config: AdversarialConfig, real: Tensor, fake: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
-    """One optimiser step of the generator that has made these fakes (B, C, H, W). Returns (measures (2,), healthy)."""
+def generator_step(
+    state: State, config: AdversarialConfig, real: Tensor, fake: Tensor, healthy: Tensor, visit: Visit | None = None
+) -> tuple[Tensor, Tensor]:
+    """One optimiser step of the generator that has made these fakes (B, C, H, W), and the images of a visit. Returns (measures (2,), healthy)."""
     with autocast(config):
         with torch.no_grad():
             real_score = scores(state.critic, real) if config.model == "rpgan" else None
         loss = generator_loss(config, scores(state.critic, fake), real_score)
-    norm, healthy = apply_gradients(state.generator_optimizer, state.generator, loss, healthy)
+        total = loss if visit is None else loss + path_loss(state, config, visit, real_score)
+    norm, healthy = apply_gradients(state.generator_optimizer, state.generator, total, healthy)
     return torch.stack([loss, norm]).detach(), healthy
+
+
+def path_loss(state: State, config: AdversarialConfig, visit: Visit, real_score: Tensor | None) -> Tensor:
+    """What the generator pays for the paths of a visit: their U~, the errors of their ends, and realism, its own loss on images along them.
+
+    The weight counts EVERY times, for the steps without a visit. Realism does not: on a path an image is a fake among others.
+    """
+    images = visit.inner()
+    real_score = None if real_score is None else real_score[:1].expand(len(images)) if len(real_score) < len(images) else real_score[: len(images)]
+    realism = generator_loss(config, scores(state.critic, images), real_score)
+    if state.paths is not None:
+        state.paths.add(visit, realism)
+    price = visit.scores.mean() + RECONSTRUCTION * visit.end_errors.mean()
+    return config.path_weight * EVERY * price + realism
+
+
+def with_path_points(fake: Tensor, visit: Visit) -> Tensor:
+    """The fakes (B, C, H, W) of which the last quarter at most are images along paths: a critic that never saw a blend cannot tell its price."""
+    points = visit.inner().detach().to(fake.dtype)
+    count = min(len(points), len(fake) // 4)
+    chosen = points[torch.randperm(len(points), device=points.device)[:count]]
+    return torch.cat([fake[: len(fake) - count].detach(), chosen])
 
 
 def make_fakes(state: State, config: AdversarialConfig, like: Tensor) -> Tensor:
@@ -277,6 +316,8 @@ def train_adversarial(
     batches = Batches(train_data.images.to(config.device), config.batch_size, config.seed)
     steps = steps_in_all(config, len(train_data))
     state = new_state(config, networks, config.device)
+    if config.path_weight:
+        state.paths = PathBank(config, train_data)
     if resume is not None:
         state.restore(resume)
     watch = CriticWatch(config, some_images(config, train_data), None if held_out is None else some_images(config, held_out))
@@ -333,6 +374,8 @@ def log(state: State, watch: CriticWatch, clock: Clock, folder: Path, steps: int
     """Append the means since the last line to metrics.jsonl, the time to timing.jsonl, and tell whoever listens."""
     means = (state.sums / state.summed).tolist()
     metrics = dict(zip(MEASURES, means, strict=True)) | watch(state)
+    if state.paths is not None:
+        metrics |= state.paths.measures()
     write_line(folder, clock, state.step, steps, metrics, on_progress)
     state.sums.zero_()
     state.summed = 0

@@ -13,6 +13,13 @@ where the rate is
 beta is the only weight, and it is a field of the configuration. The habits are those of the adversarial loop: everything random in step n is a
 function of (seed, n), nothing is updated with a non-finite loss or gradient, and the complete state is what `State.tensors` lists. That state
 includes the chain of an echo channel, the last code of the batch before, from which the recursion goes on where a batch is too short to close it.
+
+With `path_weight` the decoder is also asked to make least-cost paths between the encoder's means of training images cheap, at every fourth step:
+
+    path_weight * EVERY * mean of (U~ + RECONSTRUCTION * end errors + SPEED * speed excess)            nats per unit of U~
+
+(`periplus.training.path_bank`). A limit of speed stands where an adversarial model has its critic, and codes and
+paths are held fixed: the term moves the decoder only. Without the weight no line of this runs.
 """
 
 from __future__ import annotations
@@ -37,6 +44,7 @@ from periplus.runs import SAMPLES, channel_of, codes, load_module, marginal_code
 from periplus.seeds import stream
 from periplus.training.interruption import StopRequest
 from periplus.training.journal import Clock, OnProgress, check_finite, save_checkpoint, write_line
+from periplus.training.path_bank import EVERY, RECONSTRUCTION, SPEED, PathBank
 from periplus.training.steps import (
     Batches,
     apply_gradients,
@@ -72,13 +80,17 @@ class State:
     """Sums of MEASURES since the last line of metrics, float64."""
     chain: Tensor | None = None
     """echo: the last code (d,) of the batch before."""
+    paths: PathBank | None = None
+    """With a path weight: pairs of training images with their codes and paths."""
     summed: int = 0
     step: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as named tensors, for a checkpoint."""
         chain = {} if self.chain is None else {"chain": self.chain}
-        return {**self.networks.state_dict(), **optimizer_tensors(self.optimizer, "optimizer."), "sums": self.sums, **chain}
+        return {**self.networks.state_dict(), **optimizer_tensors(self.optimizer, "optimizer."), "sums": self.sums, **chain} | (
+            {} if self.paths is None else self.paths.tensors()
+        )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint's state, bit for bit. Raises RunError where it does not fit."""
@@ -92,6 +104,8 @@ class State:
             raise RunError(f"{checkpoint.path} lacks the state of the metrics ({error}): it is not of this version") from None
         chain = checkpoint.tensors.get("chain")
         self.chain = None if chain is None else chain.to(self.sums.device)
+        if self.paths is not None:
+            self.paths.restore(checkpoint)
         self.step = checkpoint.step
 
 
@@ -119,8 +133,20 @@ def autoencoder_step(
     distortion = distortion_of(config, output.float(), images).mean()
     rate = rate_of(config, channel, z, mean, log_scale, population).mean()
     loss = distortion + config.beta * rate
-    norm, healthy = apply_gradients(state.optimizer, state.networks, loss, healthy)
+    total = loss if state.paths is None or not state.paths.due(state.step) else loss + path_loss(state, config)
+    norm, healthy = apply_gradients(state.optimizer, state.networks, total, healthy)
     return torch.stack([loss, distortion, rate, norm]).detach(), healthy
+
+
+def path_loss(state: State, config: AutoencoderConfig) -> Tensor:
+    """What the decoder pays for the paths of a visit, nats: their U~, the errors of their ends, and the excess of their speed."""
+    assert state.paths is not None
+    encoder, decoder = state.networks["encoder"], state.networks["decoder"]
+    with evaluation_mode(encoder, decoder):
+        visit = state.paths.visit_decoder(lambda x: encoder(x)[0], lambda z: decode(state, config, z), state.step)
+    excess = visit.speed_excess.mean()
+    state.paths.add(visit, excess)
+    return config.path_weight * EVERY * (visit.scores.mean() + RECONSTRUCTION * visit.end_errors.mean() + SPEED * excess)
 
 
 def distortion_of(config: AutoencoderConfig, output: Tensor, images: Tensor) -> Tensor:
@@ -167,6 +193,8 @@ def train_autoencoder(
     if config.architecture != "custom":  # one's own decoder starts where its owner put it
         start_at_mean(networks.decoder, mean_image(train_data), logits=config.architecture != "linear" or config.likelihood == "bernoulli")
     state = new_state(config, networks, config.device)
+    if config.path_weight:
+        state.paths = PathBank(config, train_data)
     if resume is not None:
         state.restore(resume)
     if held_out is not None and len(held_out) < 2:
@@ -220,6 +248,8 @@ def log(
     if held_out is not None:
         with evaluation_mode(state.networks["encoder"], state.networks["decoder"]):
             metrics |= watch(state, config, channel, held_out)
+    if state.paths is not None:
+        metrics |= state.paths.measures()
     write_line(folder, clock, state.step, steps, metrics, on_progress)
     state.sums.zero_()
     state.summed = 0

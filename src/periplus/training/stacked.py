@@ -84,6 +84,8 @@ def why_not(configs: Sequence[Config]) -> str | None:
         return f"architecture '{first.architecture}' of '{first.model}' cannot be stacked: {_listed(ARCHITECTURES[kind])} can"
     if first.precision == "bfloat16":
         return "stacked cells compute in float32"
+    if any(config.path_weight for config in configs):
+        return "cells with a path weight cannot be stacked: each searches paths of its own"
     for config in configs[1:]:
         if type(config) is not kind:
             return f"'{config.model}' and '{first.model}' are of different kinds"

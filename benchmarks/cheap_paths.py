@@ -1,0 +1,192 @@
+"""How much cheaper can training make least-cost paths, and what does it cost? Plain runs, the straight-line surrogate and the least-cost objective.
+
+    python benchmarks/cheap_paths.py                  train and judge, cell by cell; what is there already is kept
+    python benchmarks/cheap_paths.py --score          then the sample scores, with their noise floors
+    python benchmarks/cheap_paths.py --figure FILE    the trade-off of what is there
+
+Each cell is a wgan-gp (mlp) on MNIST: plain, or with --path-objective least or straight at one of the weights. Seeds are outermost, so that what
+is there can always be read. A cell is judged by `periplus.path_judge`: pairs of *test* images, codes and paths found anew. Seconds of training are
+those of the processor (one thread), for the machine is shared; checkpoints and sample grids included.
+Writes benchmarks/results/cheap_paths.json after every cell. Numbers of pairs, seeds and epochs are in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import periplus
+from periplus.config import AdversarialConfig
+from periplus.files import write_atomically
+from periplus.locating import images_of
+from periplus.machine import environment
+from periplus.path_judge import judge_paths
+
+RESULT = Path(__file__).parent / "results" / "cheap_paths.json"
+KEPT = ("excess", "straight_excess", "gap", "end_error", "squared_error", "jump", "converged", "realism", "settings", "step")
+
+
+def cells(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every cell of the grid: seed outermost, the plain run first, then weight by weight both objectives."""
+    found = []
+    for seed in range(options.seeds):
+        found.append({"seed": seed, "objective": "plain", "weight": 0.0})
+        found += [{"seed": seed, "objective": objective, "weight": w} for w in options.weights for objective in ("least", "straight")]
+    return found
+
+
+def folder(cell: dict[str, Any], options: argparse.Namespace) -> Path:
+    """Where the run of a cell is."""
+    name = f"{cell['objective']}-{cell['weight']:g}-{cell['seed']}" if cell["weight"] else f"plain-{cell['seed']}"
+    return options.folder / name
+
+
+def train_cell(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Train a cell unless its run is there; its seconds."""
+    out = folder(cell, options)
+    kept = out / "seconds.json"
+    if kept.exists():
+        found: dict[str, Any] = json.loads(kept.read_text())
+        return found
+    path = {} if not cell["weight"] else {"path_weight": cell["weight"], "path_objective": cell["objective"]}
+    config = AdversarialConfig(model="wgan-gp", epochs=options.epochs, seed=cell["seed"], snapshots=False, **path)
+    clock, processor = time.perf_counter(), time.process_time()
+    periplus.train(config, periplus.load_data("mnist"), out, resume=out.exists())
+    found = {"processor_seconds": time.process_time() - processor, "wall_seconds": time.perf_counter() - clock}
+    write_atomically(kept, json.dumps(found) + "\n")
+    return found
+
+
+def judge_cell(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """What the judge says of a cell, and the score of each pair: pairs are the same in all cells, so differences are paired."""
+    out = folder(cell, options)
+    kept = out / f"judged-{options.pairs}.json"
+    if not kept.exists():
+        run = periplus.load_run(out)
+        record = judge_paths(run, images_of(run), options.pairs)
+        found = {name: record[name] for name in KEPT} | {"scores": [pair["score"] for pair in record["pairs"]]}
+        write_atomically(kept, json.dumps(found) + "\n")
+    judged: dict[str, Any] = json.loads(kept.read_text())
+    return judged
+
+
+def score_cell(cell: dict[str, Any], options: argparse.Namespace, reference: Any) -> None:
+    """Score the samples of a trained cell, once."""
+    from periplus.scoring import score
+
+    kept = folder(cell, options) / "scores.json"
+    if not kept.exists():
+        write_atomically(kept, json.dumps(score(periplus.load_run(folder(cell, options)), reference)) + "\n")
+
+
+def gather(options: argparse.Namespace) -> dict[str, Any]:
+    """The result file from all cells that are there."""
+    rows = []
+    for cell in cells(options):
+        out = folder(cell, options)
+        if (out / "seconds.json").exists() and (out / f"judged-{options.pairs}.json").exists():
+            row = cell | train_cell(cell, options) | {"judged": judge_cell(cell, options)}
+            if (out / "scores.json").exists():
+                row["samples"] = json.loads((out / "scores.json").read_text())
+            rows.append(row)
+    weights = " ".join(f"{w:g}" for w in options.weights)
+    return {
+        "command": f"python benchmarks/cheap_paths.py --epochs {options.epochs} --seeds {options.seeds} --pairs {options.pairs} --weights {weights}",
+        "asked": len(cells(options)),
+        "there": len(rows),
+        "comparisons": [compare(row, plain) for row in rows for plain in rows if plain["objective"] == "plain" and plain["seed"] == row["seed"]],
+        "environment": environment("cpu"),
+        "cells": rows,
+    }
+
+
+def compare(row: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """A cell against the plain run of its seed: reduction of the excess with its interval over pairs, and the ratios of everything else."""
+    own, base = (torch.tensor(r["judged"]["scores"], dtype=torch.float64) - 1 for r in (row, plain))
+    saved = base - own
+    error = float(saved.std()) / math.sqrt(len(saved))
+    mean = float(base.mean())
+    told = {name: row[name] for name in ("seed", "objective", "weight")} | {
+        "excess": float(own.mean()),
+        "reduction": float(saved.mean()) / mean,
+        "reduction_interval": [(float(saved.mean()) + side * 1.96 * error) / mean for side in (-1, 1)],
+        "squared_error_ratio": row["judged"]["squared_error"]["mean"] / plain["judged"]["squared_error"]["mean"],
+        "precision_on_path": row["judged"]["realism"]["path"]["precision"],
+        "precision_on_path_plain": plain["judged"]["realism"]["path"]["precision"],
+        "processor_seconds_ratio": row["processor_seconds"] / plain["processor_seconds"],
+    }
+    if "samples" in row and "samples" in plain:
+        found, floor = row["samples"]["frechet"], row["samples"]["frechet"].get("floor")
+        told |= {"frechet": found["value"], "frechet_floor": floor, "frechet_ratio": found["value"] / plain["samples"]["frechet"]["value"]}
+    return told
+
+
+def figure(result: dict[str, Any], path: Path) -> None:
+    """The trade-off: reduction of the excess against the Frechet distance and the reconstruction error, over those of the plain run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawn, axes = plt.subplots(1, 3, figsize=(11, 3.4), constrained_layout=True)
+    panels = (
+        ("frechet_ratio", "Fréchet / plain"),
+        ("squared_error_ratio", "squared error of inversion / plain"),
+        ("precision_on_path", "precision on path"),
+    )
+    for axis, (key, label) in zip(axes, panels, strict=True):
+        for objective, mark in (("least", "o"), ("straight", "s"), ("plain", "*")):
+            chosen = [row for row in result["comparisons"] if row["objective"] == objective and key in row]
+            x = [row["reduction"] for row in chosen]
+            bars = [
+                [row["reduction"] - row["reduction_interval"][0] for row in chosen],
+                [row["reduction_interval"][1] - row["reduction"] for row in chosen],
+            ]
+            axis.errorbar(x, [row[key] for row in chosen], xerr=bars, fmt=mark, label=objective, capsize=2)
+            for row in chosen:
+                axis.annotate(f"{row['weight']:g}", (row["reduction"], row[key]), textcoords="offset points", xytext=(4, 4), fontsize=7)
+        axis.axvline(0.3, color="grey", lw=0.7, ls=":")
+        axis.set_xlabel("reduction of the excess of U~")
+        axis.set_ylabel(label)
+    axes[0].legend()
+    drawn.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/cheap"))
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--weights", type=float, nargs="+", default=[20.0, 80.0, 5.0])
+    parser.add_argument("--score", action="store_true")
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.figure:
+        figure(json.loads(RESULT.read_text()), options.figure)
+        return
+    if options.score:
+        from periplus.scoring import reference as real
+
+        reference = real(periplus.load_data("mnist"), note=print)
+        for cell in cells(options):
+            if (folder(cell, options) / "seconds.json").exists():
+                score_cell(cell, options, reference)
+                write_atomically(RESULT, json.dumps(gather(options), indent=1) + "\n")
+        return
+    for cell in cells(options):
+        seconds, judged = train_cell(cell, options), judge_cell(cell, options)
+        said = f"excess {judged['excess']['mean']:.3f}, ends {judged['end_error']['mean']:.3f}, {seconds['processor_seconds']:.0f} s"
+        print(f"{folder(cell, options).name}: {said}", flush=True)
+        write_atomically(RESULT, json.dumps(gather(options), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
