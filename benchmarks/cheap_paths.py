@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 import periplus
+from periplus import metrics
 from periplus.config import AdversarialConfig
 from periplus.files import write_atomically
 from periplus.locating import images_of
@@ -77,12 +78,19 @@ def judge_cell(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, A
 
 
 def score_cell(cell: dict[str, Any], options: argparse.Namespace, reference: Any) -> None:
-    """Score the samples of a trained cell, once."""
-    from periplus.scoring import score
-
+    """Score the samples of a trained cell, once: Frechet distance, precision, recall, density and coverage, with what real images get."""
     kept = folder(cell, options) / "scores.json"
-    if not kept.exists():
-        write_atomically(kept, json.dumps(score(periplus.load_run(folder(cell, options)), reference)) + "\n")
+    if kept.exists():
+        return
+    real = reference.features[reference.blocks[0]]
+    found = reference.extractor(periplus.load_run(folder(cell, options)).sample(reference.samples))
+    distance, support = metrics.frechet_distance(real, found), metrics.precision_recall_density_coverage(real, found)
+    told: dict[str, Any] = {"frechet": {"value": distance.value, "low": distance.low, "high": distance.high}}
+    told |= {name: {"value": getattr(support, name)} for name in ("precision", "recall", "density", "coverage")}
+    for name, record in told.items():
+        floors = reference.floors[name]
+        record["floor"] = sum(floors) / len(floors)
+    write_atomically(kept, json.dumps(told | {"reference": reference.record()}) + "\n")
 
 
 def gather(options: argparse.Namespace) -> dict[str, Any]:
@@ -164,7 +172,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--weights", type=float, nargs="+", default=[20.0, 80.0, 5.0])
+    parser.add_argument("--weights", type=float, nargs="+", default=[20.0, 2.0, 0.5])
     parser.add_argument("--score", action="store_true")
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
