@@ -106,6 +106,8 @@ def gather(options: argparse.Namespace) -> dict[str, Any]:
     weights = " ".join(f"{w:g}" for w in options.weights)
     return {
         "command": f"python benchmarks/cheap_paths.py --epochs {options.epochs} --seeds {options.seeds} --pairs {options.pairs} --weights {weights}",
+        "epochs": options.epochs,
+        "pairs": options.pairs,
         "asked": len(cells(options)),
         "there": len(rows),
         "comparisons": [compare(row, plain) for row in rows for plain in rows if plain["objective"] == "plain" and plain["seed"] == row["seed"]],
@@ -163,6 +165,11 @@ def figure(result: dict[str, Any], path: Path) -> None:
         axis.set_xlabel("reduction of the excess of U~")
         axis.set_ylabel(label)
     axes[0].legend()
+    drawn.suptitle(
+        f"MNIST, {result['epochs']} epochs, {result['pairs']} held-out pairs, {result['there']} of {result['asked']} cells; numbers: weight",
+        fontsize=9,
+    )
+    drawn.supxlabel(f"{result['command']} --figure {path.name}", fontsize=6)
     drawn.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
