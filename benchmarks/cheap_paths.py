@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 import periplus
+from periplus import metrics
 from periplus.config import AdversarialConfig
 from periplus.files import write_atomically
 from periplus.locating import images_of
@@ -77,12 +78,19 @@ def judge_cell(cell: dict[str, Any], options: argparse.Namespace) -> dict[str, A
 
 
 def score_cell(cell: dict[str, Any], options: argparse.Namespace, reference: Any) -> None:
-    """Score the samples of a trained cell, once."""
-    from periplus.scoring import score
-
+    """Score the samples of a trained cell, once: Frechet distance, precision, recall, density and coverage, with what real images get."""
     kept = folder(cell, options) / "scores.json"
-    if not kept.exists():
-        write_atomically(kept, json.dumps(score(periplus.load_run(folder(cell, options)), reference)) + "\n")
+    if kept.exists():
+        return
+    real = reference.features[reference.blocks[0]]
+    found = reference.extractor(periplus.load_run(folder(cell, options)).sample(reference.samples))
+    distance, support = metrics.frechet_distance(real, found), metrics.precision_recall_density_coverage(real, found)
+    told: dict[str, Any] = {"frechet": {"value": distance.value, "low": distance.low, "high": distance.high}}
+    told |= {name: {"value": getattr(support, name)} for name in ("precision", "recall", "density", "coverage")}
+    for name, record in told.items():
+        floors = reference.floors[name]
+        record["floor"] = sum(floors) / len(floors)
+    write_atomically(kept, json.dumps(told | {"reference": reference.record()}) + "\n")
 
 
 def gather(options: argparse.Namespace) -> dict[str, Any]:
@@ -98,6 +106,8 @@ def gather(options: argparse.Namespace) -> dict[str, Any]:
     weights = " ".join(f"{w:g}" for w in options.weights)
     return {
         "command": f"python benchmarks/cheap_paths.py --epochs {options.epochs} --seeds {options.seeds} --pairs {options.pairs} --weights {weights}",
+        "epochs": options.epochs,
+        "pairs": options.pairs,
         "asked": len(cells(options)),
         "there": len(rows),
         "comparisons": [compare(row, plain) for row in rows for plain in rows if plain["objective"] == "plain" and plain["seed"] == row["seed"]],
@@ -155,6 +165,11 @@ def figure(result: dict[str, Any], path: Path) -> None:
         axis.set_xlabel("reduction of the excess of U~")
         axis.set_ylabel(label)
     axes[0].legend()
+    drawn.suptitle(
+        f"MNIST, {result['epochs']} epochs, {result['pairs']} held-out pairs, {result['there']} of {result['asked']} cells; numbers: weight",
+        fontsize=9,
+    )
+    drawn.supxlabel(f"{result['command']} --figure {path.name}", fontsize=6)
     drawn.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
@@ -164,7 +179,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--weights", type=float, nargs="+", default=[20.0, 80.0, 5.0])
+    parser.add_argument("--weights", type=float, nargs="+", default=[20.0, 2.0, 0.5])
     parser.add_argument("--score", action="store_true")
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()

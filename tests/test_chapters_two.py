@@ -104,6 +104,7 @@ def test_the_study_holds_its_figures_and_commands(original: Path, measured: dict
     assert {Path(path).name for path in drawn} == {
         *("2c-minima.png", "2c-starts.svg", "2c-planted.svg"),
         *("2d-strip-0.png", "2d-strip-1.png", "2d-cost.svg", "2d-scores.svg"),
+        *("2e-strip-0.png", "2e-strip-1.png", "2e-scores.svg"),
     }
     for words in drawn.values():
         assert words[:2] == ["periplus", "study"] and words[words.index("--only") + 1] in KEYS
@@ -408,7 +409,7 @@ def set_judged(results: dict[str, Any], **scores: list[float]) -> dict[str, Any]
 def test_2e_holds_three_trainings_and_their_morphs(original: Path, measured: dict[str, Any]) -> None:
     chapter = measured["chapters"]["2e"]
     assert set(chapter["judged"]) == {"plain", "straight", "least"} and chapter["pairs"] == 3
-    assert "--path-weight 5 --path-objective least" in chapter["commands"]["least"] and "path" not in chapter["commands"]["plain"]
+    assert "--path-weight 1 --path-objective least" in chapter["commands"]["least"] and "path" not in chapter["commands"]["plain"]
     for name in ("2e-strip-0.png", "2e-strip-1.png", "2e-scores.svg"):
         assert (original / "study/figures" / name).stat().st_size > 500
 
@@ -416,9 +417,9 @@ def test_2e_holds_three_trainings_and_their_morphs(original: Path, measured: dic
 def test_2e_says_what_the_scores_say(results: dict[str, Any]) -> None:
     set_judged(results, plain=[1.8, 1.7, 1.9], straight=[1.7, 1.6, 1.8], least=[1.4, 1.35, 1.45])
     said = finding(results, "2e")
-    assert "Least-cost objective: the excess of $tilde(U)$ is smaller, by 50 % (50 to 50 %)" in said
+    assert "Least-cost objective: the excess of $tilde(U)$ is smaller, by 50 % (" in said
     assert "Against the surrogate the least-cost objective's excess is smaller, by 43 %" in said
     set_judged(results, least=[1.9, 1.6, 1.95])
     assert "not told apart" in CONCLUSIONS["2e"](results["chapters"]["2e"])
     set_judged(results, least=[2.8, 2.7, 2.9])
-    assert "larger, by -125 %" in finding(results, "2e")
+    assert "larger, by 125 %" in finding(results, "2e")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from periplus import AdversarialConfig, AutoencoderConfig, load_data, load_run, train
+from periplus import AdversarialConfig, AutoencoderConfig, cli, load_data, load_run, train
 from periplus.data import ImageData
 from periplus.errors import Interrupted, RunError, UsageError
 from periplus.path_judge import judge_paths
@@ -232,3 +232,16 @@ def test_it_lowers_the_score_that_the_judge_finds(digits: ImageData, tmp_path: P
         seen = record["realism"]
         assert seen["floor"]["precision"] > 0.8 > seen["cross_fade"]["precision"] - 0.2
         assert "held-out pairs" in record["statements"][0]
+
+
+def test_the_judge_on_the_command_line(digits: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train(adversary(max_steps=4), digits, tmp_path / "run")
+    words = ["path", str(tmp_path / "run"), "--judge", "--n", "3", "--starts", "2", "--segments", "8"]
+    cli.run(words)
+    assert "3 held-out pairs: U~ = " in capsys.readouterr().out
+    found = json.loads((tmp_path / "run/paths/judge.json").read_text())
+    assert found["command"].startswith("periplus ")
+    assert found["settings"]["pairs"] == len(found["pairs"]) == 3 and found["realism"]["extractor"]["name"]
+    assert found["excess"]["mean"] == pytest.approx(sum(pair["score"] for pair in found["pairs"]) / 3 - 1)
+    with pytest.raises(UsageError, match="--judge takes the first"):
+        cli.run([*words, "--pairs", "0,5"])
