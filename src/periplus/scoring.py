@@ -126,15 +126,20 @@ def real_features(data: ImageData, extractor: Extractor, cache: Path, note: Note
     """Features (N, F) of all images, from the cache where they are there."""
     path = cache / f"real-{data.content_hash()[:16]}-{extractor.sha256[:16]}{'-channels' if extractor.per_channel else ''}.safetensors"
     try:
-        found = safetensors.torch.load(path.read_bytes())["features"]
-        if len(found) == len(data) and bool(found.isfinite().all()):
-            return found
+        kept = safetensors.torch.load(path.read_bytes())
+        if torch.equal(kept["sha256"], digest(kept["features"])) and len(kept["features"]) == len(data):
+            return kept["features"]
     except (OSError, SafetensorError, KeyError):
         pass
     note(f"features of {len(data):,} real images by {extractor.name}, once ({path})")
     features = extractor(data.images)
-    write_atomically(path, safetensors.torch.save({"features": features}))
+    write_atomically(path, safetensors.torch.save({"features": features, "sha256": digest(features)}))
     return features
+
+
+def digest(features: Tensor) -> Tensor:
+    """SHA-256 of features, as 32 numbers that are kept beside them: a damaged cache would move every score without a word."""
+    return torch.tensor(list(hashlib.sha256(features.contiguous().numpy().tobytes()).digest()), dtype=torch.uint8)
 
 
 def real_floors(reference: Reference, cache: Path, note: Note) -> dict[str, Any]:
@@ -143,8 +148,9 @@ def real_floors(reference: Reference, cache: Path, note: Note) -> dict[str, Any]
     path = cache / f"floors-{key}.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError):
+        if found and all(len(of) == len(reference.blocks) - 1 and all(map(math.isfinite, of)) for of in found.values()):
+            return found
+    except (OSError, ValueError, TypeError, AttributeError):  # absent, not JSON, or JSON of something else: made again
         pass
     note(
         f"noise floors of {reference.data.name}: {len(reference.blocks) - 1} blocks of {reference.samples:,} real images against the reference, once"
@@ -260,10 +266,16 @@ def score_run(run: Run, reference: Reference, seed: int = 0, last: bool = True) 
     last: whether the weights without averaging are judged too (generators that keep an average).
     """
     told = {"reference": reference.record(), **score(run, reference, seed)}
-    if last and getattr(run.config, "ema", 0.0) > 0:
-        plain = Run(run.path, run.device, run._networks, ema=False)
-        told["without_ema"] = score(plain, reference, seed)["scores"]
-    return told
+    plain = without_average(run) if last else None
+    return told if plain is None else {**told, "without_ema": score(plain, reference, seed)["scores"]}
+
+
+def without_average(run: Run) -> Run | None:
+    """The same run at the same step with its last generator; None where there is no average, or nothing else (a snapshot)."""
+    averaged = run._ema and getattr(run.config, "ema", 0.0) > 0
+    if not averaged or not any(name.startswith("generator.") for name in run.checkpoint.tensors):
+        return None
+    return Run(run.path, run.device, run._networks, ema=False, step=run.step)
 
 
 def flat(record: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
