@@ -31,11 +31,11 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("seed", 2**63, r"in \[0, 2\^63\)"),
     ("learning_rate", 0.0, "positive"),
     ("learning_rate", -1e-4, "positive"),
-    ("penalty_weight", -0.1, "zero or more"),
+    *((name, -0.1, "zero or more") for name in ("penalty_weight", "path_weight")),
     *((name, value, r"in \[0, 1\)") for name in ("beta1", "beta2", "critic_dropout", "ema") for value in (1.0, -0.1, 2, 1)),
     *(
         (name, value, "a finite number")
-        for name in ("learning_rate", "penalty_weight", "beta1", "beta2", "critic_dropout", "ema")
+        for name in ("learning_rate", "penalty_weight", "path_weight", "beta1", "beta2", "critic_dropout", "ema")
         for value in (math.nan, math.inf, -math.inf, 10**400, True, "0.5", (0.5,))
     ),
     *((name, None, "a finite number") for name in ("learning_rate", "ema")),
@@ -43,6 +43,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     *(("device", value, "text") for value in (None, 0, b"cpu")),
     *(("model", value, "one of gan, wgan-gp") for value in ("wgan", "", "GAN", None, 1, [], {})),
     *(("architecture", value, "one of mlp, conv, custom") for value in ("cnn", None)),
+    *(("path_objective", value, "one of least, straight") for value in ("geodesic", None)),
     *(("generator_loss", value, "one of non-saturating, saturating") for value in ("hinge", True)),
     *(("precision", value, "one of auto, float32, bfloat16") for value in ("float16", 32)),
 ]
@@ -323,6 +324,8 @@ BAD_AUTOENCODERS: list[tuple[str, dict[str, Any], str]] = [
     ("likelihood", {"likelihood": "mse"}, "one of bernoulli, gaussian"),
     ("architecture", {"architecture": "resnet"}, "one of mlp, conv, echo-paper, linear, custom"),
     ("schedule", {"schedule": "linear"}, "one of constant, cosine"),
+    *(("path_weight", {"path_weight": value}, rule) for value, rule in ((-1.0, "zero or more"), (math.nan, "a finite number"))),
+    ("path_objective", {"path_objective": "geodesic"}, "one of least, straight"),
     ("precision", {"precision": "float16"}, "one of auto, float32, bfloat16"),
     ("model", {"model": "gan"}, "one of vae, echo"),
     ("device", {"device": 0}, "text"),
