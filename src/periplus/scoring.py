@@ -78,7 +78,7 @@ class Reference:
         """JSON-ready: what every score made with it must carry."""
         return {
             "protocol": PROTOCOL,
-            "data": self.data.source or self.data.name,
+            "data": self.data.name,
             "split": self.data.split,
             "data_sha256": self.data.content_hash(),
             "samples": self.samples,
