@@ -79,7 +79,7 @@ def check_runs(runs: Sequence[Run], reference: Reference) -> None:
     for run in runs:
         if run.data.sha256 != wanted:
             raise UsageError(
-                f"{run.path} was trained on other images than {runs[0].path} ('{run.data.source}'): scores of different data do not compare"
+                f"{run.path} was trained on other images than {reference.data.name} ('{run.data.source}'): scores of different data do not compare"
             )
     folders = [run.path.resolve() for run in runs]
     for folder in folders:
@@ -98,9 +98,9 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs by label, in the order in which they came: the model, and in which settings it differs from the other groups of that model."""
-    keyed: dict[str, list[Run]] = {}
+    keyed: dict[frozenset[tuple[str, Any]], list[Run]] = {}
     for run in runs:
-        keyed.setdefault(json.dumps(settings_of(run), sort_keys=True), []).append(run)
+        keyed.setdefault(frozenset(settings_of(run).items()), []).append(run)  # 1 and 1.0 are one setting
     chosen = [settings_of(members[0]) for members in keyed.values()]
     return dict(zip((label_of(settings, chosen) for settings in chosen), keyed.values(), strict=True))
 
@@ -117,7 +117,7 @@ def differences(groups: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]
     """Settings in which the groups differ: by name, the value of each group."""
     names = dict.fromkeys(name for group in groups for name in group["settings"])
     table = {name: {group["label"]: group["settings"].get(name) for group in groups} for name in names}
-    return {name: values for name, values in table.items() if len(set(map(str, values.values()))) > 1}
+    return {name: values for name, values in table.items() if len(set(values.values())) > 1}
 
 
 # ---- scores of a run, kept beside it --------------------------------------------------------------------------------------------------------
@@ -212,23 +212,25 @@ def read_off(points: Sequence[Mapping[str, Any]], axis: str, where: float) -> fl
 
 
 def equal_resources(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The Frechet distance of every run at the last epoch, and at the last second, that all runs reached; verdicts for each pair of groups."""
+    """The Frechet distance of every run at the last epoch, and at the last second, that all runs reached; verdicts for each pair of groups.
+
+    These verdicts are a family of their own: each is corrected for `comparisons`, the pairs of groups times the axes.
+    """
+    known = {axis: [[p for p in run["curve"] if p[axis]] for group in groups for run in group["runs"]] for axis in ("epoch", "seconds")}
+    axes = [axis for axis, curves in known.items() if len(groups) > 1 and all(curves)]
+    correction = max(1, len(axes) * math.comb(sum(len(group["runs"]) > 1 for group in groups), 2))  # one run alone is never judged
     found = []
-    for axis in ("epoch", "seconds"):
-        curves = [[p for p in run["curve"] if p[axis]] for group in groups for run in group["runs"]]
-        if len(groups) < 2 or not all(curves):
-            continue
-        where = min(float(points[-1][axis]) for points in curves)
+    for axis in axes:
+        where = min(float(points[-1][axis]) for points in known[axis])
         values = [[read_off(run["curve"], axis, where) for run in group["runs"]] for group in groups]
         rows = [{"label": group["label"], "values": of} for group, of in zip(groups, values, strict=True)]
         complete = all(v is not None for of in values for v in of)
         pairs = itertools.combinations(range(len(groups)), 2) if complete else ()
-        correction = max(1, math.comb(sum(len(group["runs"]) > 1 for group in groups), 2))
         judged = [
             {"a": groups[i]["label"], "b": groups[j]["label"], **verdict(values[i], values[j], "lower", correction)}  # type: ignore[arg-type]
             for i, j in pairs
         ]
-        found.append({"axis": axis, "at": where, "groups": rows, "verdicts": judged})
+        found.append({"axis": axis, "at": where, "groups": rows, "verdicts": judged, "comparisons": correction})
     return found
 
 
