@@ -22,7 +22,6 @@ from periplus.benchmarking import (
     Rounds,
     bench_train,
     critic_steps,
-    judged_step,
     our_step,
     same_networks,
     significant,
@@ -187,10 +186,8 @@ def test_the_critic_alone_takes_the_steps_of_training(model: str, digits: ImageD
     for name, judged in {**JUDGES, "run": None}.items():
         state = new_state(settings, same_networks(settings, digits), "cpu")
         torch.manual_seed(5)
-        if judged is None:
-            critic_step(state, settings, real, fake, torch.tensor(True))
-        else:
-            assert judged_step(state, settings, real, fake, torch.tensor(True), judged)
+        _, healthy = critic_step(state, settings, real, fake, torch.tensor(True), **({} if judged is None else {"judged": judged}))
+        assert healthy
         ends[name] = torch.cat([p.grad.flatten() for p in state.critic.parameters() if p.grad is not None])
     assert torch.equal(ends["ours"], ends["run"])
     torch.testing.assert_close(ends["double_backward"], ends["run"], atol=1e-5, rtol=1e-3)

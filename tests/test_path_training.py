@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shlex
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,13 +236,16 @@ def test_it_lowers_the_score_that_the_judge_finds(digits: ImageData, tmp_path: P
         assert "held-out pairs" in record["statements"][0]
 
 
-def test_the_judge_on_the_command_line(digits: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_judge_on_the_command_line(
+    digits: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(adversary(max_steps=4), digits, tmp_path / "run")
     words = ["path", str(tmp_path / "run"), "--judge", "--n", "3", "--starts", "2", "--segments", "8"]
+    monkeypatch.setattr(sys, "argv", ["periplus", *words])
     cli.run(words)
     assert "3 held-out pairs: U~ = " in capsys.readouterr().out
     found = json.loads((tmp_path / "run/paths/judge.json").read_text())
-    assert found["command"].startswith("periplus ")
+    assert found["command"] == shlex.join(["periplus", *words])
     assert found["settings"]["pairs"] == len(found["pairs"]) == 3 and found["realism"]["extractor"]["name"]
     assert found["excess"]["mean"] == pytest.approx(sum(pair["score"] for pair in found["pairs"]) / 3 - 1)
     with pytest.raises(UsageError, match="--judge takes the first"):

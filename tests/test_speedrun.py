@@ -58,7 +58,7 @@ def test_a_run_is_timed_without_its_judging(tmp_path: Path) -> None:
     (told,) = result["runs"]
     first, second = told["checks"]
     assert told["reached"] and told["step"] == 2 and first["value"] > result["target"] >= second["value"]
-    assert 0.2 <= second["seconds"] - first["seconds"] < 0.2 + told["judging_seconds"] - 0.5  # its own work, without the half second of decoding
+    assert 0.199 <= second["seconds"] - first["seconds"] < 0.2 + told["judging_seconds"] - 0.5  # its own work, without the half second of decoding
     assert told["judging_seconds"] > 0.5 and told["seconds"] + told["judging_seconds"] < wall
     assert told["seconds"] > 0.4  # imports count: nothing imports torch in less
     assert told["confirmed"] < result["target"] and told["noise_floor"] < result["target"]
