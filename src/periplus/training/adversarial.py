@@ -245,8 +245,8 @@ def path_loss(state: State, config: AdversarialConfig, visit: Visit, real_score:
     The weight counts EVERY times, for the steps without a visit. Realism does not: on a path an image is a fake among others.
     """
     images = visit.inner()
-    real_score = None if real_score is None else real_score[:1].expand(len(images)) if len(real_score) < len(images) else real_score[: len(images)]
-    realism = generator_loss(config, scores(state.critic, images), real_score)
+    paired = None if real_score is None else real_score[torch.arange(len(images), device=real_score.device) % len(real_score)]
+    realism = generator_loss(config, scores(state.critic, images), paired)
     if state.paths is not None:
         state.paths.add(visit, realism)
     price = visit.scores.mean() + RECONSTRUCTION * visit.end_errors.mean()
