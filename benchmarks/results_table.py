@@ -1,9 +1,10 @@
-"""Write the README's results table from what `periplus compare` found.
+"""Write a page's results table from what `periplus compare` or a study's chapter 2b found.
 
-    python benchmarks/results_table.py runs/compared judged_mnist
+    python benchmarks/results_table.py runs/compared judged_mnist              docs/results.md, from compare.json
+    python benchmarks/results_table.py runs/study-quick study_quick            README.md, from results.json of a study
 
-The lines between `<!-- results -->` and `<!-- /results -->` of README.md are replaced; compare.json and its figures are copied to
-benchmarks/results/NAME.json and benchmarks/results/NAME/, the grid of samples to docs/samples.png too.
+The lines between `<!-- results -->` and `<!-- /results -->` of the page are replaced. What it is made from is copied to
+benchmarks/results/NAME.json, with the figures of a comparison beside it; a study's report becomes docs/example.pdf.
 """
 
 from __future__ import annotations
@@ -18,27 +19,32 @@ from periplus.study.comparison import comparison_conclusion, protocol_sentence, 
 HOUSE = Path(__file__).parent.parent
 
 
-def table(result: dict) -> str:
-    shown = score_table(result, result["command"], "scores")
+def table(result: dict, command: str) -> str:
+    shown = score_table(result, command, "scores")
     lines = ["| " + " | ".join(shown.header) + " |", "| --- |" + " ---: |" * (len(shown.header) - 1)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in shown.rows]
-    parts = (protocol_sentence(result), "\n".join(lines), shown.caption, comparison_conclusion(result), f"Made by `{result['command']}`.")
+    parts = (protocol_sentence(result), "\n".join(lines), shown.caption, comparison_conclusion(result), f"Made by `{command}`.")
     return "\n\n".join(parts).replace("\\", "")
 
 
 def main() -> None:
     source, name = Path(sys.argv[1]), sys.argv[2]
-    result = json.loads((source / "compare.json").read_text(encoding="utf-8"))
     kept = HOUSE / "benchmarks" / "results"
-    shutil.copy(source / "compare.json", kept / f"{name}.json")
-    (kept / name).mkdir(exist_ok=True)
-    for figure in sorted(source.glob("figures/*")):
-        shutil.copy(figure, kept / name / figure.name)
-    shutil.copy(source / "figures" / "compare-side-by-side.png", HOUSE / "docs" / "samples.png")
-    readme = HOUSE / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split("<!-- results -->")
+    study = (source / "results.json").exists()
+    found = json.loads((source / ("results.json" if study else "compare.json")).read_text(encoding="utf-8"))
+    if study:
+        result, page = found["chapters"]["2b"]["scores"], HOUSE / "README.md"
+        shutil.copy(source / "results.json", kept / f"{name}.json")
+        shutil.copy(source / "report.pdf", HOUSE / "docs" / "example.pdf")
+    else:
+        result, page = found, HOUSE / "docs" / "results.md"
+        shutil.copy(source / "compare.json", kept / f"{name}.json")
+        (kept / name).mkdir(exist_ok=True)
+        for figure in sorted(source.glob("figures/*")):
+            shutil.copy(figure, kept / name / figure.name)
+    before, rest = page.read_text(encoding="utf-8").split("<!-- results -->")
     _, after = rest.split("<!-- /results -->")
-    readme.write_text(f"{before}<!-- results -->\n{table(result)}\n<!-- /results -->{after}", encoding="utf-8")
+    page.write_text(f"{before}<!-- results -->\n{table(result, found['command'])}\n<!-- /results -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def test_the_envelope_theorem():
 
 
 def test_one_image_for_every_code_is_met_by_the_errors_of_the_ends():
-    from periplus.training.path_bank import RECONSTRUCTION
+    from periplus.training.path_term import RECONSTRUCTION
 
     (x_a, x_b), points = a_pair(), straight(torch.zeros(1, 3), torch.ones(1, 3), N)
     start = fade(x_a, x_b, N)

@@ -1,4 +1,4 @@
-"""Training with a path weight: the bank of warm paths, its guards, the contract of seeds and checkpoints, and that it does what it is for."""
+"""Training with a path weight: its visits and their guards, the contract of seeds and checkpoints, and that it does what it is for."""
 
 import dataclasses
 import json
@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from periplus import AdversarialConfig, AutoencoderConfig, cli, load_data, load_run, train
 from periplus.data import ImageData
 from periplus.errors import Interrupted, RunError, UsageError
 from periplus.path_judge import judge_paths
-from periplus.training import adversarial, autoencoder, path_bank, stacked
-from periplus.training.path_bank import FRESH, PathBank, Visit, draw_pairs, into_ball, radius
+from periplus.training import adversarial, autoencoder, path_term, stacked
+from periplus.training.path_term import EVERY, NEAREST, PAIRS, PathTerm, typical_squared_distance
 
 STEPS = 20
 SMALL: dict[str, Any] = {"max_steps": STEPS, "batch_size": 32, "latent_dim": 6, "log_every": 5, "sample_every": 100, "checkpoint_every": 8, "seed": 3}
@@ -72,7 +72,7 @@ def test_without_a_weight_nothing_of_it_runs(config: Any, digits: ImageData, tmp
     def never(*_: object) -> None:
         raise AssertionError("the path term runs")
 
-    monkeypatch.setattr(PathBank, "__init__", never)
+    monkeypatch.setattr(PathTerm, "__init__", never)
     run = train(config, digits, tmp_path / "run")
     assert not any(name.startswith("paths.") for name in run.checkpoint.tensors)
     assert "path_score" not in run.metrics[-1]
@@ -102,11 +102,10 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(config: Any, room: An
     assert lines[0] == lines[1] and "path_score" in lines[0]
 
 
-def test_the_bank_of_another_run_is_refused(digits: ImageData, tmp_path: Path):
+def test_the_checkpoint_of_another_run_is_refused(digits: ImageData, tmp_path: Path):
     run = train(adversary(path_weight=0.0), digits, tmp_path / "run")
-    bank = PathBank(adversary(device="cpu"), digits)
-    with pytest.raises(RunError, match=r"lacks 'paths.codes'"):
-        bank.restore(run.checkpoint)
+    with pytest.raises(RunError, match=r"lacks 'paths.sums'"):
+        PathTerm(adversary(device="cpu"), digits).restore(run.checkpoint)
 
 
 def test_the_configuration_is_kept_and_checked(digits: ImageData, tmp_path: Path):
@@ -124,49 +123,81 @@ def test_stacks_refuse_it(config: Any):
     assert "path weight" in str(stacked.why_not([dataclasses.replace(config, seed=seed) for seed in (0, 1)]))
 
 
-# ---- guards of the bank ---------------------------------------------------------------------------------------------------------------------
+# ---- visits and their guards ----------------------------------------------------------------------------------------------------------------
 
 
-def test_pairs_are_real_and_different(digits: ImageData):
-    few = digits.images[:2].repeat(40, 1, 1, 1)
-    a, b = draw_pairs(ImageData(few, None, (), "twice", "train"), 0)
-    assert 0 < len(a) < 40 and bool((a != b).flatten(1).any(1).all())
+def generator_of(scale: float, d: int = 6) -> nn.Module:
+    """A smooth generator of 8 x 8 images whose outputs move by `scale`."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(d, 32), nn.Tanh(), nn.Linear(32, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))
+    for parameter in module.parameters():
+        parameter.data.mul_(scale)
+    return module
+
+
+def test_the_distance_of_real_pairs(digits: ImageData):
+    """E ||x - x'||^2 = 2 tr Cov for independent x, x'."""
+    flat = digits.images.flatten(1).double() / 255
+    assert typical_squared_distance(digits, 0) == pytest.approx(2 * float(flat.var(0).sum()), rel=0.05)
     with pytest.raises(UsageError, match="all the same"):
-        draw_pairs(ImageData(few[:1].repeat(9, 1, 1, 1), None, (), "one", "train"), 0)
-    a, _ = draw_pairs(digits, 0)
-    assert all(bool((digits.images == x).flatten(1).all(1).any()) for x in a[:5])
-
-
-class Steep(nn.Module):
-    """Reaches the image 1 only at infinity."""
-
-    def forward(self, z: Tensor) -> Tensor:
-        return z.sum(-1, keepdim=True).sigmoid().expand(-1, 4).unflatten(-1, (1, 2, 2))
+        typical_squared_distance(ImageData(digits.images[:1].repeat(9, 1, 1, 1), None, (), "one", "train"), 0)
 
 
 @pytest.mark.parametrize("guarded", [True, False])
-def test_codes_keep_to_the_prior(guarded: bool, monkeypatch: pytest.MonkeyPatch):
-    """The prior's ball holds codes that would run away; without it they do."""
+def test_pairs_of_like_images_are_left_out(guarded: bool, digits: ImageData, monkeypatch: pytest.MonkeyPatch):
+    """A generator whose images hardly differ has no pair to be asked about; unguarded, its gradient is a hundred times that of another."""
     if not guarded:
-        monkeypatch.setattr(path_bank, "into_ball", lambda z: z)
-    images = torch.cat([torch.full((8, 1, 2, 2), 255), torch.zeros(8, 1, 2, 2)]).to(torch.uint8)
-    torch.manual_seed(0)
-    bank = PathBank(adversary(device="cpu", latent_dim=2), ImageData(images, None, (), "two", "train"))
-    for step in range(0, 400, 4):
-        bank.visit_generator(Steep(), step)
-    assert (float(bank.codes.norm(dim=-1).max()) <= radius(2) * 1.0001) is guarded
+        monkeypatch.setattr(path_term, "NEAREST", 0.0)
+    term, gradients = PathTerm(adversary(device="cpu"), digits), []
+    for scale in (3.0, 0.02):
+        generator = generator_of(scale)
+        visit = term.visit_generator(generator)
+        if visit is None:
+            gradients.append(None)
+            continue
+        assert not guarded or bool(((visit.x_a - visit.x_b).flatten(1).square().sum(1) >= term.nearest).all())
+        (slope,) = torch.autograd.grad(visit.scores.mean(), visit.images)
+        gradients.append(float(slope.norm()))
+    far, near = gradients
+    assert far is not None and (near is None if guarded else near is not None and near > 100 * far)
+    assert NEAREST > 0 or not guarded
 
 
-def test_the_ball_holds_the_prior():
-    z = torch.randn(20_000, 32, generator=torch.Generator().manual_seed(0))
-    moved = (into_ball(z) != z).any(1).double().mean()
-    assert float(moved) == pytest.approx(1e-3, abs=4 * (1e-3 / 20_000) ** 0.5)
+@pytest.mark.parametrize("objective", ["least", "straight"])
+def test_the_ends_of_a_generated_pair_are_exact_and_held(objective: str, digits: ImageData):
+    generator = generator_of(3.0)
+    visit = PathTerm(adversary(device="cpu", path_objective=objective), digits).visit_generator(generator)
+    assert visit is not None and 0 < len(visit.x_a) <= PAIRS and not visit.points.requires_grad
+    torch.testing.assert_close(visit.x_a, generator(visit.points[:, 0]).detach())
+    torch.testing.assert_close(visit.images, generator(visit.points.flatten(0, 1)).unflatten(0, visit.points.shape[:2]))
+    assert float(visit.end_errors.detach().max()) == 0.0
+    (slope,) = torch.autograd.grad(visit.scores.sum(), visit.images, retain_graph=True)
+    assert float(slope[:, 0].abs().max()) > 0  # the price of an end is not the generator's to change:
+    (whole,) = torch.autograd.grad(visit.scores.sum(), generator[0].weight, retain_graph=True)
+    inner = visit.images[:, 1:-1]
+    (alone,) = torch.autograd.grad(inner, generator[0].weight, slope[:, 1:-1])
+    torch.testing.assert_close(whole, alone)
 
 
-def a_visit(state: adversarial.State, config: AdversarialConfig, digits: ImageData) -> Visit:
-    torch.manual_seed(0)
-    assert state.paths is not None
-    return state.paths.visit_generator(state.generator, 0)
+def test_a_few_steps_of_the_solver_make_paths_cheaper_than_lines(digits: ImageData):
+    scores = {}
+    for objective in ("least", "straight"):
+        torch.manual_seed(0)
+        visit = PathTerm(adversary(device="cpu", path_objective=objective), digits).visit_generator(generator_of(3.0, 6))
+        assert visit is not None
+        scores[objective] = dataclasses.replace(visit, objective="least").scores.detach()
+    assert bool((scores["least"] <= scores["straight"] + 1e-6).all()) and float(scores["least"].mean()) < 0.985 * float(scores["straight"].mean())
+
+
+def test_an_autoencoders_pairs_are_of_the_batch_and_different(digits: ImageData):
+    images = digits.images[:40].float() / 255
+    images[PAIRS] = images[0]  # the first pair
+    encode, decode = nn.Sequential(nn.Flatten(), nn.Linear(64, 6)), generator_of(3.0)
+    visit = PathTerm(coder(device="cpu"), digits).visit_decoder(encode, decode, images)
+    assert visit is not None and torch.equal(visit.x_a, images[1:PAIRS]) and torch.equal(visit.x_b, images[PAIRS + 1 : 2 * PAIRS])
+    torch.testing.assert_close(visit.points[:, 0], encode(visit.x_a).detach())
+    assert not visit.points.requires_grad and visit.images.requires_grad and float(visit.end_errors.detach().min()) > 0
+    assert PathTerm(coder(device="cpu"), digits).visit_decoder(encode, decode, images[:1].repeat(9, 1, 1, 1)) is None
 
 
 def test_the_critic_learns_of_images_along_paths(digits: ImageData):
@@ -175,8 +206,10 @@ def test_the_critic_learns_of_images_along_paths(digits: ImageData):
 
     config = adversary(device="cpu", path_weight=1.0).resolve(len(digits))
     state = adversarial.new_state(config, AdversarialNetworks(*build_networks(config, digits.shape)), "cpu")
-    state.paths = PathBank(config, digits)
-    visit = a_visit(state, config, digits)
+    state.paths = PathTerm(config, digits)
+    state.paths.nearest = 0.0  # an untrained generator's images are much alike
+    visit = state.paths.visit_generator(state.generator)
+    assert visit is not None
     fake = torch.rand(32, 1, 8, 8)
     shown = adversarial.with_path_points(fake, visit)
     assert shown.shape == fake.shape and torch.equal(shown[:24], fake[:24]) and not shown.requires_grad
@@ -187,35 +220,9 @@ def test_the_critic_learns_of_images_along_paths(digits: ImageData):
     free = dataclasses.replace(config, path_weight=0.0)
     realism = float(-state.critic(visit.inner()).mean())
     assert float(adversarial.path_loss(state, free, visit, None)) == pytest.approx(realism, rel=1e-5)
-    price = float(visit.scores.mean() + path_bank.RECONSTRUCTION * visit.end_errors.mean())
-    assert before - realism == pytest.approx(path_bank.EVERY * price, rel=1e-5)
-
-
-def test_codes_and_paths_are_held_while_the_decoder_learns(digits: ImageData):
-    bank = PathBank(adversary(device="cpu"), digits)
-    decoder = nn.Sequential(nn.Linear(6, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))
-    torch.manual_seed(0)
-    visit = bank.visit_generator(decoder, 0)
-    assert not visit.points.requires_grad and visit.images.requires_grad and not bank.codes.requires_grad
-
-
-def test_warm_paths_and_codes_get_better(digits: ImageData):
-    """For a decoder that stands still: every round of visits leaves nearer ends and no dearer paths."""
-    torch.manual_seed(0)
-    decoder = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))
-    for parameter in decoder.parameters():
-        parameter.data.mul_(3)
-    bank = PathBank(adversary(device="cpu"), digits)
-    bank.x_a, bank.x_b = bank.x_a[:12], bank.x_b[:12]
-    told = []
-    for step in range(0, 160, 4):
-        torch.manual_seed(step)
-        visit = bank.visit_generator(decoder, step)
-        told.append((float(visit.end_errors.mean()), visit.scores.mean()))
-    assert told[-1][0] < 0.97 * told[1][0]
-    line = dataclasses.replace(visit, objective="straight")
-    assert float(visit.scores.mean()) < float(dataclasses.replace(line, points=visit.points).scores.mean()) + 0.05
-    assert float(bank.offsets[:12].abs().max()) > 0.01 and FRESH > 0
+    assert before - realism == pytest.approx(EVERY * float(visit.scores.mean()), rel=1e-5)
+    paired = adversarial.path_loss(state, dataclasses.replace(free, model="rpgan"), visit, torch.zeros(5))  # fewer real images than images on paths
+    assert bool(paired.isfinite())
 
 
 # ---- what it is for -------------------------------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ class AdversarialConfig:
     ema: float = 0.999
     """Decay per step of the averaged generator that is sampled from; 0 turns averaging off."""
     path_weight: float = 0.0
-    """Weight of U~, the score of least-cost paths between real training images (periplus.training.path_bank); 0 leaves the term out."""
+    """Weight of U~, the score of least-cost paths between the generator's images (periplus.training.path_term); 0 leaves the term out."""
     path_objective: Literal["least", "straight"] = "least"
     """What the path term prices. least: the cheapest path found. straight: the straight line between the codes, its surrogate."""
     held_out: int | None = None
@@ -176,7 +176,7 @@ class AutoencoderConfig:
     beta2: float = 0.999
     """Adam's second decay."""
     path_weight: float = 0.0
-    """Weight of U~, the score of least-cost paths between real training images (periplus.training.path_bank); 0 leaves the term out."""
+    """Weight of U~, the score of least-cost paths between training images (periplus.training.path_term); 0 leaves the term out."""
     path_objective: Literal["least", "straight"] = "least"
     """What the path term prices. least: the cheapest path found. straight: the straight line between the codes, its surrogate."""
     held_out: int | None = None

@@ -16,7 +16,7 @@ from periplus.runs import Run, load_run
 from periplus.study.settings import Cell, SweepCell
 
 #: Raised when a measurement changes its meaning: results of older versions are then measured again.
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ Three habits make a run repeatable to the bit, and cheap to interrupt:
   (`found_inf`), sticky, so the device need not wait for the host; the host looks at it when it reads the metrics.
 * The state, complete, is what `State.tensors` lists.
 
-With `path_weight` the generator is also asked to make least-cost paths between real images cheap (`periplus.training.path_bank`): at every fourth
-step its loss has three more terms, for some pairs of the bank,
+With `path_weight` the generator is also asked to make least-cost paths between its images cheap (`periplus.training.path_term`): at every fourth
+step its loss has two more terms, for some fresh pairs,
 
-    path_weight * EVERY * mean of (U~ + RECONSTRUCTION * end errors)  +  its adversarial loss on images along the paths
+    path_weight * EVERY * mean of U~  +  its adversarial loss on images along the paths
 
 and the critic sees some of these images among the fakes, so that it knows what it judges. Without the weight no line of this runs.
 """
@@ -41,7 +41,7 @@ from periplus.piecewise import PiecewiseLinear, piecewise_linear
 from periplus.runs import SAMPLES, codes, load_module
 from periplus.training.interruption import StopRequest
 from periplus.training.journal import Clock, OnProgress, check_finite, save_checkpoint, save_snapshot, write_line
-from periplus.training.path_bank import EVERY, RECONSTRUCTION, PathBank, Visit
+from periplus.training.path_term import EVERY, PathTerm, Visit
 from periplus.training.steps import (
     WATCHED,
     Batches,
@@ -79,8 +79,8 @@ class State:
     critic_optimizer: torch.optim.Adam
     sums: Tensor
     """Sums of MEASURES since the last line of metrics, float64."""
-    paths: PathBank | None = None
-    """With a path weight: pairs of real images with their codes and paths."""
+    paths: PathTerm | None = None
+    """With a path weight: what is paid for passages."""
     summed: int = 0
     step: int = 0
 
@@ -200,7 +200,7 @@ def train_step(state: State, config: AdversarialConfig, batches: Batches, health
     Once the flag is down, no weight moves any more; the average, the sums and the count go on, and nothing of them should be kept.
     """
     seed_step(config, state.step)
-    visit = None if state.paths is None or not state.paths.due(state.step) else state.paths.visit_generator(state.generator, state.step)
+    visit = None if state.paths is None or not state.paths.due(state.step) else state.paths.visit_generator(state.generator)
     for k in range(config.critic_steps):
         real = batches(state.step * config.critic_steps + k)
         with torch.set_grad_enabled(k == config.critic_steps - 1):  # the generator learns from the last ones alone
@@ -240,7 +240,7 @@ def generator_step(
 
 
 def path_loss(state: State, config: AdversarialConfig, visit: Visit, real_score: Tensor | None) -> Tensor:
-    """What the generator pays for the paths of a visit: their U~, the errors of their ends, and realism, its own loss on images along them.
+    """What the generator pays for the paths of a visit: their U~, and realism, its own loss on images along them. Their ends are exact.
 
     The weight counts EVERY times, for the steps without a visit. Realism does not: on a path an image is a fake among others.
     """
@@ -249,8 +249,7 @@ def path_loss(state: State, config: AdversarialConfig, visit: Visit, real_score:
     realism = generator_loss(config, scores(state.critic, images), paired)
     if state.paths is not None:
         state.paths.add(visit, realism)
-    price = visit.scores.mean() + RECONSTRUCTION * visit.end_errors.mean()
-    return config.path_weight * EVERY * price + realism
+    return config.path_weight * EVERY * visit.scores.mean() + realism
 
 
 def with_path_points(fake: Tensor, visit: Visit) -> Tensor:
@@ -317,7 +316,7 @@ def train_adversarial(
     steps = steps_in_all(config, len(train_data))
     state = new_state(config, networks, config.device)
     if config.path_weight:
-        state.paths = PathBank(config, train_data)
+        state.paths = PathTerm(config, train_data)
     if resume is not None:
         state.restore(resume)
     watch = CriticWatch(config, some_images(config, train_data), None if held_out is None else some_images(config, held_out))

@@ -14,11 +14,11 @@ beta is the only weight, and it is a field of the configuration. The habits are 
 function of (seed, n), nothing is updated with a non-finite loss or gradient, and the complete state is what `State.tensors` lists. That state
 includes the chain of an echo channel, the last code of the batch before, from which the recursion goes on where a batch is too short to close it.
 
-With `path_weight` the decoder is also asked to make least-cost paths between the encoder's means of training images cheap, at every fourth step:
+With `path_weight` the decoder is also asked to make least-cost paths between the encoder's means of the batch's images cheap, at every fourth step:
 
     path_weight * EVERY * mean of (U~ + RECONSTRUCTION * end errors + SPEED * speed excess)            nats per unit of U~
 
-(`periplus.training.path_bank`). A limit of speed stands where an adversarial model has its critic, and codes and
+(`periplus.training.path_term`). A limit of speed stands where an adversarial model has its critic, and codes and
 paths are held fixed: the term moves the decoder only. Without the weight no line of this runs.
 """
 
@@ -44,7 +44,7 @@ from periplus.runs import SAMPLES, channel_of, codes, load_module, marginal_code
 from periplus.seeds import stream
 from periplus.training.interruption import StopRequest
 from periplus.training.journal import Clock, OnProgress, check_finite, save_checkpoint, write_line
-from periplus.training.path_bank import EVERY, RECONSTRUCTION, SPEED, PathBank
+from periplus.training.path_term import EVERY, RECONSTRUCTION, SPEED, PathTerm
 from periplus.training.steps import (
     Batches,
     apply_gradients,
@@ -80,8 +80,8 @@ class State:
     """Sums of MEASURES since the last line of metrics, float64."""
     chain: Tensor | None = None
     """echo: the last code (d,) of the batch before."""
-    paths: PathBank | None = None
-    """With a path weight: pairs of training images with their codes and paths."""
+    paths: PathTerm | None = None
+    """With a path weight: what is paid for passages."""
     summed: int = 0
     step: int = 0
 
@@ -133,17 +133,19 @@ def autoencoder_step(
     distortion = distortion_of(config, output.float(), images).mean()
     rate = rate_of(config, channel, z, mean, log_scale, population).mean()
     loss = distortion + config.beta * rate
-    total = loss if state.paths is None or not state.paths.due(state.step) else loss + path_loss(state, config)
+    total = loss + path_loss(state, config, images) if state.paths is not None and state.paths.due(state.step) else loss
     norm, healthy = apply_gradients(state.optimizer, state.networks, total, healthy)
     return torch.stack([loss, distortion, rate, norm]).detach(), healthy
 
 
-def path_loss(state: State, config: AutoencoderConfig) -> Tensor:
+def path_loss(state: State, config: AutoencoderConfig, images: Tensor) -> Tensor:
     """What the decoder pays for the paths of a visit, nats: their U~, the errors of their ends, and the excess of their speed."""
     assert state.paths is not None
     encoder, decoder = state.networks["encoder"], state.networks["decoder"]
     with evaluation_mode(encoder, decoder):
-        visit = state.paths.visit_decoder(lambda x: encoder(x)[0], lambda z: decode(state, config, z), state.step)
+        visit = state.paths.visit_decoder(lambda x: encoder(x)[0], lambda z: decode(state, config, z), images)
+    if visit is None:
+        return images.new_zeros(())
     excess = visit.speed_excess.mean()
     state.paths.add(visit, excess)
     return config.path_weight * EVERY * (visit.scores.mean() + RECONSTRUCTION * visit.end_errors.mean() + SPEED * excess)
@@ -194,7 +196,7 @@ def train_autoencoder(
         start_at_mean(networks.decoder, mean_image(train_data), logits=config.architecture != "linear" or config.likelihood == "bernoulli")
     state = new_state(config, networks, config.device)
     if config.path_weight:
-        state.paths = PathBank(config, train_data)
+        state.paths = PathTerm(config, train_data)
     if resume is not None:
         state.restore(resume)
     if held_out is not None and len(held_out) < 2:

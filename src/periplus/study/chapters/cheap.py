@@ -22,6 +22,9 @@ from periplus.study.question import Figures, Question, Results
 from periplus.study.telling import number
 from periplus.study.workshop import Workshop
 from periplus.training import train
+from periplus.training.path_term import EVERY, NEAREST, PATH_STEPS
+from periplus.training.path_term import PAIRS as PAIRS_OF_VISIT
+from periplus.training.path_term import SEGMENTS as PATH_SEGMENTS
 
 PAIRS, STARTS, SEGMENTS, SHOWN, FRAMES = 8, 4, 16, 3, 9
 WEIGHT = 1.0
@@ -136,25 +139,24 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Heading("What can be changed"),
         Paragraph(
             "Between two codes the least $U$ is a property of the generator. So the generator is asked, while it learns, to make least-cost paths "
-            'between *real* images cheap. With $tilde(U) = U \\/ (1/2 "Dist"^2 l)$, and $Z^*$ the cheapest path found, its loss becomes'
+            'between its own images cheap, whose codes are known. With $tilde(U) = U \\/ (1/2 "Dist"^2 l)$, and $Z^*$ the cheapest path found, its '
+            "loss becomes"
         ),
         Equation(
-            'L = L_G + lambda (EE[tilde(U)(Z^*)] + 2 EE[(norm(G(z_A) - x_A)^2 + norm(G(z_B) - x_B)^2) / "Dist"^2]) - EE_t [D(G(Z^*(t)))].',
+            "L = L_G + lambda thin EE[tilde(U)(Z^*)] - EE_t [D(G(Z^*(t)))].",
             "cheap-loss",
         ),
         Paragraph(
             "$Z^*$ depends on the generator, but nothing needs to be differentiated through the search: by the envelope theorem the derivative of a "
-            "minimum is the partial derivative at the minimiser, the path held. (The ends depend on the generator too; they are held, and their "
-            "share of the derivative is left out.)"
+            "minimum is the partial derivative at the minimiser, the path held. The images at the ends are held too: only what lies between them is "
+            "asked to move."
         ),
         Pseudocode(
-            "Training with warm paths: what is added at every fourth step",
+            f"What is added at every {EVERY}th step of the generator",
             (
-                "*once*: draw 128 pairs of different training images; codes from the prior; offsets from the straight line zero",
-                "*take* the next 12 pairs of the bank",
-                "*where* one of 64 fresh prior codes decodes nearer to an image than its code: it is the new code",
-                "*repeat* 4 times: Adam on $norm(G(z) - x)^2$, then back into the ball that holds 99.9 % of the prior",
-                "$Z <-$ line + offsets, or the line where it is cheaper by now; 2 steps of the path solver with 8 segments; *keep* the offsets",
+                f"*draw* {PAIRS_OF_VISIT} pairs of codes $z_A, z_B$ from the prior; $x_A = G(z_A)$, $x_B = G(z_B)$, held",
+                f"*leave out* pairs with $norm(x_A - x_B)^2$ below {NEAREST:g} times the mean of real pairs",
+                f"$Z <-$ the straight lines in {PATH_SEGMENTS} segments; {PATH_STEPS} steps of the path solver",
                 "*show* images on these paths to the critic among the fakes",
                 "*descend* in the weights of $G$ along $nabla L$, with $z_A, z_B, Z$ held",
             ),
@@ -162,10 +164,11 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Heading("What would be cheating"),
         Paragraph(
-            "One image $M$ for every code scores 1: the errors of the ends are in the loss, and their factor makes exact ends with a cross-fade "
-            "better. Exact ends and then all at once the blend scores nearly 1 as well: a critic that has seen images on paths judges them. A "
-            "steeper generator, with codes nearer to each other, has a smaller $U$: $tilde(U)$ divides by $l$, and codes keep to the prior's ball. "
-            "Pairs of like images have a small $U$: the pairs are real. The surrogate puts the straight line for $Z^*$, all else the same."
+            "One image $M$ for every code scores 1: the pairs are of the generator's own images, held, which the critic judges as ever. Exact ends "
+            "and then all at once the blend scores nearly 1 as well: a critic that has seen images on paths judges them. A steeper generator, with "
+            "codes nearer to each other, has a smaller $U$: $tilde(U)$ divides by $l$, and the prior is fixed. Pairs of like images have a small "
+            "$U$: these are left out. The surrogate puts the straight line for $Z^*$, all else the same. Whether it helps is judged on *real* images that "
+            "training never saw, with codes and paths found anew."
         ),
         Heading("What was found"),
         Paragraph(
