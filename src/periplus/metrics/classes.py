@@ -34,7 +34,8 @@ class ClassDistance(NamedTuple):
     """Distances of class shares from those of the data, and what samples of the data themselves would show.
 
     kl (nats), chi_squared (per sample), total_variation: see the module. kl_floor: the KL that as many samples of the data have in expectation,
-    to first order in 1/n. p_value: of Pearson's chi^2 test that the samples have the shares of the data.
+    to first order in 1/n. p_value: of Pearson's chi^2 test that the samples have the shares of the data. Both take the number of the reference's
+    images into account where it was told.
     """
 
     kl: float
@@ -44,26 +45,31 @@ class ClassDistance(NamedTuple):
     p_value: float
 
 
-def class_distance(counts: Tensor, reference: Tensor) -> ClassDistance:
+def class_distance(counts: Tensor, reference: Tensor, images: float = math.inf) -> ClassDistance:
     """How far samples, of which `counts` (C,) fall into each class, are from the class shares of the data.
 
     Args:
         counts: whole numbers of samples per class (`torch.bincount(labels, minlength=C)`).
-        reference: (C,) shares of the data, or counts of so many images that their own noise does not matter; they are divided by their sum.
+        reference: (C,) shares of the data, or counts; they are divided by their sum.
+        images: from how many images, none of them among the samples, the reference was counted; infinitely many by default: its own noise is none.
 
-    Raises UsageError for different lengths, negative or non-finite numbers, and where all are zero.
+    Raises UsageError for different lengths, negative or non-finite numbers, where all are zero, and unless images is above zero.
     """
     observed, expected = (_weights(name, values) for name, values in (("counts", counts), ("reference", reference)))
     if len(observed) != len(expected):
         raise UsageError(f"counts has {len(observed)} classes, reference {len(expected)}")
+    if not images > 0:
+        raise UsageError(f"images is {images}: more than zero are needed")
     total = float(observed.sum())
+    effective = total / (1 + total / images)  # p - q varies as 1/n + 1/images
     p, q = observed / total, expected / expected.sum()
     known = q > 0
     impossible = bool(p[~known].any())
     kl = math.inf if impossible else max(0.0, float((torch.xlogy(p, p) - torch.xlogy(p, q)).sum()))
     chi_squared = math.inf if impossible else float(((p - q).square()[known] / q[known]).sum())
     freedom = int(known.sum()) - 1
-    return ClassDistance(kl, chi_squared, float((p - q).abs().sum() / 2), freedom / (2 * total), _chi_squared_tail(total * chi_squared, freedom))
+    p_value = _chi_squared_tail(effective * chi_squared, freedom)
+    return ClassDistance(kl, chi_squared, float((p - q).abs().sum() / 2), freedom / (2 * effective), p_value)
 
 
 class Modes(NamedTuple):
