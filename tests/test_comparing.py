@@ -33,7 +33,7 @@ from periplus.runs import Run, load_run
 from periplus.scoring import Reference, reference, score
 from periplus.study import Settings, make_study
 from periplus.study.chapters import penalty
-from periplus.study.comparison import comparison_blocks, comparison_conclusion, score_table
+from periplus.study.comparison import comparison_blocks, comparison_conclusion, equal_sentence, score_table
 from periplus.study.settings import PRESETS
 
 torch.set_num_threads(1)
@@ -391,9 +391,9 @@ def test_numbers_in_the_conclusion_are_in_the_json(result: dict[str, Any]) -> No
     means = {g["label"]: np.mean([one["scores"]["frechet"]["value"] for one in g["runs"]]) for g in result["groups"]}
     floor = result["groups"][0]["runs"][0]["scores"]["frechet"]["floor"]
     best = min(means, key=lambda label: means[label])
-    assert f"The lowest mean Fréchet distance, {means[best]:.2f} of {best}, is {means[best] / floor:.1f} times the floor of {floor:.2f}." in said
+    assert f"The lowest mean Fréchet distance, {means[best]:.2f} of {best}, is {means[best] / floor:.1f} times the floor of {floor:.3g}." in said
     for row in result["equal"]:
-        where = f"{row['at']:.3g} epochs" if row["axis"] == "epoch" else f"{row['at']:.0f} seconds of training"
+        where = f"{row['at']:.3g} epochs" if row["axis"] == "epoch" else f"{row['at']:.3g} seconds of training"
         listed = ", ".join(f"{of['label']} {np.mean(of['values']):.2f}" for of in row["groups"])
         assert f"At {where}, Fréchet distances are {listed}" in said
     collapsed = [g["label"] for g in result["groups"] for one in g["runs"] if one["collapsed"]]
@@ -417,6 +417,22 @@ def test_the_conclusion_is_computed_from_the_verdicts(result: dict[str, Any]) ->
     assert [row[-1] for row in shown[0].rows] == ["*better*", "cannot tell", "cannot tell", "*worse*", "cannot tell"]  # type: ignore[union-attr]
     result["equal"][0]["verdicts"][0]["verdict"] = "better"
     assert "(gan better than wgan-gp)" in comparison_conclusion(result)
+
+
+def test_one_run_is_the_reason_for_no_pair_but_its_own() -> None:
+    groups = [group(label, frechet=values) for label, values in (("a", (1.0, 1.2)), ("b", (1.1, 1.3)), ("c", (9.0,)))]
+    told = {"groups": groups, "verdicts": verdicts(groups), "equal": []}
+    why = "(one run of a group has nothing to compare its differences with)"
+    assert f"These runs *cannot tell* apart: a and b. These runs *cannot tell* apart: a and c; b and c {why}." in comparison_conclusion(told)
+    assert "the floor of 0.5." in comparison_conclusion(told)
+
+
+def test_nothing_is_said_of_equal_resources_that_a_run_has_no_point_at() -> None:
+    groups = groups_with_curves()
+    groups[1]["runs"][0]["curve"] = law((10, 16), 8.0, 1.0)  # first looked at after another one had ended
+    epochs, _ = equal_resources(groups)
+    assert epochs["at"] == 8 and epochs["verdicts"] == [] and epochs["groups"][1]["values"] == [None, pytest.approx(1.0125), pytest.approx(1.025)]
+    assert equal_sentence(epochs) == "", "a mean of the others, called untold apart, would be a verdict that nobody made"
 
 
 def test_collapsed_runs_are_counted_and_stay_in_every_mean(result: dict[str, Any]) -> None:
