@@ -213,6 +213,9 @@ def test_what_cannot_be_compared_is_refused_by_name(judge: Reference, originals:
             compare(runs, judge)
     with pytest.raises(UsageError, match="gan-0 is given twice"):
         compare([run, load_run(originals / "gan-1" / ".." / "gan-0")], judge)
+    copied = load_run(shutil.copytree(run.path, tmp_path / "copied"))
+    with pytest.raises(UsageError, match=r"gan-0 and .*copied have the same settings and the same seed, 0: they are one repeat, not two"):
+        compare([run, load_run(originals / "wgan-gp-0"), load_run(originals / "gan-1"), copied], judge)
 
 
 # ---- scores of a run ------------------------------------------------------------------------------------------------------------------------
@@ -232,6 +235,15 @@ def test_a_comparison_holds_the_scores_of_its_runs(judge: Reference, folder: Pat
     assert set(rows) == {key for key, _, _ in COMPARED} and found["test"]["comparisons"] == 5
     assert rows["frechet"]["a_values"] == [one["scores"]["frechet"]["value"] for one in told[:2]]
     assert any(one["collapsed"] for one in told), "so young a generator has collapsed, and is in the means all the same"
+
+
+def test_runs_that_were_judged_before_their_end_are_named(judge: Reference, folder: Path) -> None:
+    whole, early = load_run(folder / "gan-0"), load_run(folder / "gan-1").at(8)
+    found = compare([whole, early, load_run(folder / "wgan-gp-0")], judge, curves=False)
+    assert [(one["step"], one["steps"]) for g in found["groups"] for one in g["runs"]] == [(20, 20), (8, 20), (20, 20)]
+    assert "1 of 3 runs was judged before the end of training (gan: step 8 of 20), and is in all means." in comparison_conclusion(found)
+    assert "The run was judged before the end of training (gan: step 8 of 20)" in comparison_conclusion(compare([early], judge, curves=False))
+    assert "before the end" not in comparison_conclusion(compare([whole], judge, curves=False))
 
 
 def test_a_curve_has_a_point_for_each_kept_step(judge: Reference, folder: Path) -> None:

@@ -229,7 +229,7 @@ def difference_table(result: Mapping[str, Any], command: str, label: str) -> Tab
 
 def comparison_conclusion(result: Mapping[str, Any]) -> str:
     """What the verdicts say, computed from them."""
-    parts = [collapse_count(result)]
+    parts = [collapse_count(result), unfinished_count(result)]
     pairs = dict.fromkeys((row["a"], row["b"]) for row in result["verdicts"])
     told = {pair: pair_sentence(*pair, [row for row in result["verdicts"] if (row["a"], row["b"]) == pair]) for pair in pairs}
     parts += [sentence for sentence in told.values() if sentence]
@@ -262,6 +262,17 @@ def collapse_count(result: Mapping[str, Any]) -> str:
         return f"None of {len(runs)} runs collapsed." if len(runs) > 1 else "The run did not collapse."
     by_group = ", ".join(f"{collapsed.count(label)} of {plain(label)}" for label in dict.fromkeys(collapsed))
     return f"{len(collapsed)} of {len(runs)} runs collapsed ({by_group}); they are in all means."
+
+
+def unfinished_count(result: Mapping[str, Any]) -> str:
+    """Which runs were judged before the end of their training: interrupted, diverged, still being trained; nothing where none was."""
+    runs = [(group["label"], run) for group in result["groups"] for run in group["runs"]]
+    early = [f"{plain(label)}: step {run['step']:,} of {run['steps']:,}" for label, run in runs if run.get("steps") and run["step"] < run["steps"]]
+    if not early:
+        return ""
+    was, stays = ("was", "is") if len(early) == 1 else ("were", "are")
+    counted = f"{len(early)} of {len(runs)} runs" if len(runs) > 1 else "The run"
+    return f"{counted} {was} judged before the end of training ({'; '.join(early)}), and {stays} in all means."
 
 
 def pair_sentence(a: str, b: str, rows: Sequence[Mapping[str, Any]]) -> str:
