@@ -33,7 +33,7 @@ from periplus.runs import Run, load_run
 from periplus.scoring import Reference, reference, score
 from periplus.study import Settings, make_study
 from periplus.study.chapters import penalty
-from periplus.study.comparison import comparison_blocks, comparison_conclusion, equal_sentence, score_table
+from periplus.study.comparison import comparison_blocks, comparison_conclusion, equal_sentence, protocol_sentence, score_table
 from periplus.study.settings import PRESETS
 
 torch.set_num_threads(1)
@@ -431,6 +431,12 @@ def test_the_conclusion_is_computed_from_the_verdicts(result: dict[str, Any]) ->
     assert "(gan better than wgan-gp)" in comparison_conclusion(result)
 
 
+def test_features_of_stacked_images_are_said_to_be_of_each_channel(result: dict[str, Any]) -> None:
+    assert "Features are the 64 of `digits-recipe-1`" in protocol_sentence(result).replace("\\", "")
+    result["reference"]["extractor"] |= {"per_channel": True}
+    assert "Features are, channel by channel, the 64 of" in protocol_sentence(result)
+
+
 def test_one_run_is_the_reason_for_no_pair_but_its_own() -> None:
     groups = [group(label, frechet=values) for label, values in (("a", (1.0, 1.2)), ("b", (1.1, 1.3)), ("c", (9.0,)))]
     told = {"groups": groups, "verdicts": verdicts(groups), "equal": []}
@@ -491,8 +497,8 @@ def test_the_command_prints_the_same_again_without_scoring(
     [
         ([], 2, "at least one RUN"),
         (["GAN", "GAN"], 2, "gan-0 is given twice"),
-        (["GAN", "--n", "1"], 2, "--n is 1"),
-        (["GAN", "--n", "50"], 2, "scores need 100 on each side"),
+        (["GAN", "--n", "1"], 2, "--n is 1: at least 100 are needed"),
+        (["GAN", "--n", "99"], 2, "--n is 99: at least 100 are needed"),
         (["absent"], 4, "absent"),
         (["GAN", "OTHER"], 2, "other was trained on 'mnist'"),
         (["OWN"], 2, "own was trained with one's own networks"),

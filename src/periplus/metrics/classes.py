@@ -75,8 +75,8 @@ def class_distance(counts: Tensor, reference: Tensor, images: float = math.inf) 
 class Modes(NamedTuple):
     """How many modes samples fall into, and how evenly.
 
-    found, of: modes with a sample in them, and all there are. kl: nats, of the samples' shares of the modes from those of the data. kl_floor: what as
-    many samples of the data have in expectation, to first order. missed_floor: modes that as many samples of the data would miss in expectation.
+    found, of: modes with a sample in them, and all there are. kl: nats, of the samples' shares of the modes from those of the reference. kl_floor,
+    missed_floor: what as many samples of the reference's law have in expectation, to first order, and how many modes these would miss.
     samples: how many were classified.
     """
 
@@ -93,7 +93,8 @@ def modes(digits: Tensor, classes: int = 10, reference: Tensor | None = None) ->
 
     Args:
         digits: what a classifier of single channels says of each channel.
-        reference: (classes^K,) shares of the data, or counts; uniform by default. The first channel is the leading digit of a mode's number.
+        reference: (classes^K,) shares of the data, or counts; uniform by default, as is usual, though the digits of MNIST are not: its own stacks are
+            0.004 nats from uniform before any noise. The first channel is the leading digit of a mode's number.
 
     The usual protocol is 26,000 samples; figures for other numbers of samples do not compare, nor do those of other classifiers: one that errs finds
     modes that are not there. Beside the value belongs what real images give under the same classifier. Raises UsageError for what is no such matrix.

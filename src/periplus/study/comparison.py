@@ -121,14 +121,15 @@ def protocol_sentence(result: Mapping[str, Any]) -> str:
     told, extractor = result["reference"], result["reference"]["extractor"]
     accuracy = extractor["accuracy"]
     known = f", a network that classifies {100 * accuracy['value']:.2f} % of held-out images rightly" if accuracy else ""
+    each = ", channel by channel," if extractor["per_channel"] else ""
     blocks = told["floor_blocks"]
     others = f"{blocks} other block{'s' * (blocks != 1)} of {told['samples']:,} real images each"
     source = f"{plain(told['data'])}, {plain(told['split'])}"
     return (
         f"{told['samples']:,} samples of each run are compared with {told['samples']:,} real images ({source}), and so "
-        f"{'is' if blocks == 1 else 'are'} {others}: what these get is the *floor*, the score of a perfect generator at this number. Features are "
-        f"the {extractor['features']} of `{plain(extractor['name'])}` (SHA-256 {extractor['sha256'][:12]}){known}. No score here is an FID, and none "
-        "compares with figures of another extractor."
+        f"{'is' if blocks == 1 else 'are'} {others}: what these get is the *floor*, the score of a perfect generator at this number. Features "
+        f"are{each} the {extractor['features']} of `{plain(extractor['name'])}` (SHA-256 {extractor['sha256'][:12]}){known}. No score here is an "
+        "FID, and none compares with figures of another extractor."
     )
 
 
