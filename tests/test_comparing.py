@@ -33,7 +33,7 @@ from periplus.runs import Run, load_run
 from periplus.scoring import Reference, reference, score
 from periplus.study import Settings, make_study
 from periplus.study.chapters import penalty
-from periplus.study.comparison import comparison_blocks, comparison_conclusion, score_table
+from periplus.study.comparison import comparison_blocks, comparison_conclusion, equal_sentence, protocol_sentence, score_table
 from periplus.study.settings import PRESETS
 
 torch.set_num_threads(1)
@@ -213,6 +213,9 @@ def test_what_cannot_be_compared_is_refused_by_name(judge: Reference, originals:
             compare(runs, judge)
     with pytest.raises(UsageError, match="gan-0 is given twice"):
         compare([run, load_run(originals / "gan-1" / ".." / "gan-0")], judge)
+    copied = load_run(shutil.copytree(run.path, tmp_path / "copied"))
+    with pytest.raises(UsageError, match=r"gan-0 and .*copied have the same settings and the same seed, 0: they are one repeat, not two"):
+        compare([run, load_run(originals / "wgan-gp-0"), load_run(originals / "gan-1"), copied], judge)
 
 
 # ---- scores of a run ------------------------------------------------------------------------------------------------------------------------
@@ -232,6 +235,15 @@ def test_a_comparison_holds_the_scores_of_its_runs(judge: Reference, folder: Pat
     assert set(rows) == {key for key, _, _ in COMPARED} and found["test"]["comparisons"] == 5
     assert rows["frechet"]["a_values"] == [one["scores"]["frechet"]["value"] for one in told[:2]]
     assert any(one["collapsed"] for one in told), "so young a generator has collapsed, and is in the means all the same"
+
+
+def test_runs_that_were_judged_before_their_end_are_named(judge: Reference, folder: Path) -> None:
+    whole, early = load_run(folder / "gan-0"), load_run(folder / "gan-1").at(8)
+    found = compare([whole, early, load_run(folder / "wgan-gp-0")], judge, curves=False)
+    assert [(one["step"], one["steps"]) for g in found["groups"] for one in g["runs"]] == [(20, 20), (8, 20), (20, 20)]
+    assert "1 of 3 runs was judged before the end of training (gan: step 8 of 20), and is in all means." in comparison_conclusion(found)
+    assert "The run was judged before the end of training (gan: step 8 of 20)" in comparison_conclusion(compare([early], judge, curves=False))
+    assert "before the end" not in comparison_conclusion(compare([whole], judge, curves=False))
 
 
 def test_a_curve_has_a_point_for_each_kept_step(judge: Reference, folder: Path) -> None:
@@ -391,9 +403,9 @@ def test_numbers_in_the_conclusion_are_in_the_json(result: dict[str, Any]) -> No
     means = {g["label"]: np.mean([one["scores"]["frechet"]["value"] for one in g["runs"]]) for g in result["groups"]}
     floor = result["groups"][0]["runs"][0]["scores"]["frechet"]["floor"]
     best = min(means, key=lambda label: means[label])
-    assert f"The lowest mean Fréchet distance, {means[best]:.2f} of {best}, is {means[best] / floor:.1f} times the floor of {floor:.2f}." in said
+    assert f"The lowest mean Fréchet distance, {means[best]:.2f} of {best}, is {means[best] / floor:.1f} times the floor of {floor:.3g}." in said
     for row in result["equal"]:
-        where = f"{row['at']:.3g} epochs" if row["axis"] == "epoch" else f"{row['at']:.0f} seconds of training"
+        where = f"{row['at']:.3g} epochs" if row["axis"] == "epoch" else f"{row['at']:.3g} seconds of training"
         listed = ", ".join(f"{of['label']} {np.mean(of['values']):.2f}" for of in row["groups"])
         assert f"At {where}, Fréchet distances are {listed}" in said
     collapsed = [g["label"] for g in result["groups"] for one in g["runs"] if one["collapsed"]]
@@ -417,6 +429,28 @@ def test_the_conclusion_is_computed_from_the_verdicts(result: dict[str, Any]) ->
     assert [row[-1] for row in shown[0].rows] == ["*better*", "cannot tell", "cannot tell", "*worse*", "cannot tell"]  # type: ignore[union-attr]
     result["equal"][0]["verdicts"][0]["verdict"] = "better"
     assert "(gan better than wgan-gp)" in comparison_conclusion(result)
+
+
+def test_features_of_stacked_images_are_said_to_be_of_each_channel(result: dict[str, Any]) -> None:
+    assert "Features are the 64 of `digits-recipe-1`" in protocol_sentence(result).replace("\\", "")
+    result["reference"]["extractor"] |= {"per_channel": True}
+    assert "Features are, channel by channel, the 64 of" in protocol_sentence(result)
+
+
+def test_one_run_is_the_reason_for_no_pair_but_its_own() -> None:
+    groups = [group(label, frechet=values) for label, values in (("a", (1.0, 1.2)), ("b", (1.1, 1.3)), ("c", (9.0,)))]
+    told = {"groups": groups, "verdicts": verdicts(groups), "equal": []}
+    why = "(one run of a group has nothing to compare its differences with)"
+    assert f"These runs *cannot tell* apart: a and b. These runs *cannot tell* apart: a and c; b and c {why}." in comparison_conclusion(told)
+    assert "the floor of 0.5." in comparison_conclusion(told)
+
+
+def test_nothing_is_said_of_equal_resources_that_a_run_has_no_point_at() -> None:
+    groups = groups_with_curves()
+    groups[1]["runs"][0]["curve"] = law((10, 16), 8.0, 1.0)  # first looked at after another one had ended
+    epochs, _ = equal_resources(groups)
+    assert epochs["at"] == 8 and epochs["verdicts"] == [] and epochs["groups"][1]["values"] == [None, pytest.approx(1.0125), pytest.approx(1.025)]
+    assert equal_sentence(epochs) == "", "a mean of the others, called untold apart, would be a verdict that nobody made"
 
 
 def test_collapsed_runs_are_counted_and_stay_in_every_mean(result: dict[str, Any]) -> None:
@@ -463,8 +497,8 @@ def test_the_command_prints_the_same_again_without_scoring(
     [
         ([], 2, "at least one RUN"),
         (["GAN", "GAN"], 2, "gan-0 is given twice"),
-        (["GAN", "--n", "1"], 2, "--n is 1"),
-        (["GAN", "--n", "50"], 2, "scores need 100 on each side"),
+        (["GAN", "--n", "1"], 2, "--n is 1: at least 100 are needed"),
+        (["GAN", "--n", "99"], 2, "--n is 99: at least 100 are needed"),
         (["absent"], 4, "absent"),
         (["GAN", "OTHER"], 2, "other was trained on 'mnist'"),
         (["OWN"], 2, "own was trained with one's own networks"),

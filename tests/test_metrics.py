@@ -412,6 +412,11 @@ def test_class_distances_are_those_of_scipy():
     assert found.total_variation == pytest.approx(0.3)
     assert metrics.class_distance(counts, counts) == (0, 0, 0, pytest.approx(2 / 200), 1)
     assert metrics.class_distance(torch.tensor([1, 1]), torch.tensor([1, 0])).kl == math.inf
+    here, there = torch.tensor([230, 250, 320]), torch.tensor([410, 395, 395])  # of counts against counts: the test of homogeneity
+    table = scipy.stats.chi2_contingency(torch.stack([here, there]).numpy())
+    known, counted = metrics.class_distance(here, there), metrics.class_distance(here, there, 1200)
+    assert counted.p_value == pytest.approx(table.pvalue, rel=0.25) and known.p_value < table.pvalue / 10
+    assert counted[:3] == known[:3] and counted.kl_floor == pytest.approx(known.kl_floor * (1 + 800 / 1200))
 
 
 def test_the_noise_floor_of_the_kl_is_what_samples_of_the_data_show():
@@ -648,6 +653,8 @@ def test_values_that_cannot_be_served_are_refused():
     for counts, reference in ((torch.zeros(3), torch.ones(3)), (torch.tensor([1, -1, 2]), torch.ones(3)), (torch.ones(3), torch.ones(4))):
         with pytest.raises(UsageError):
             metrics.class_distance(counts, reference)
+    with pytest.raises(UsageError, match="images is 0"):
+        metrics.class_distance(torch.ones(3), torch.ones(3), 0)
     with pytest.raises(UsageError, match="real has 2 features, fake has 3"):
         metrics.frechet_between(metrics.moments(normal(9, 2)), metrics.moments(rows40))
 

@@ -23,7 +23,7 @@ from periplus.errors import UsageError
 from periplus.evaluation import evaluate, write_evaluation
 from periplus.features import load_extractor, train_extractor
 from periplus.runs import Run, load_run
-from periplus.scoring import Reference, compare_with, flat, memorising, reference, score, score_run
+from periplus.scoring import Reference, class_scores, compare_with, flat, memorising, outside, reference, score, score_run
 from periplus.training.steps import hold_out
 
 torch.set_num_threads(1)
@@ -109,6 +109,33 @@ def test_floors_are_what_fresh_real_images_get(digits: ImageData, cache: Path) -
     for name in (*DISTANCES, "frechet_random", "recall", "density", "coverage", "two_sample", "classes"):
         low, high = metrics.welch_interval(judge.floors[name], [one[name] for one in spoiled], 0.999)
         assert not low < 0 < high, name
+
+
+@pytest.mark.parametrize(("samples", "blocks"), [(200, 2), (100, 3)])
+def test_the_floor_of_class_shares_is_what_samples_from_outside_get(samples: int, blocks: int, tmp_path: Path) -> None:
+    """Blocks are part of the data that they are held against: 300 data sets of 400 images with ten equal classes, and samples of their law."""
+    generator = torch.Generator().manual_seed(0)
+    extractor = load_extractor("digits")
+    nothing = torch.zeros(400, 1, 8, 8, dtype=torch.uint8)
+    floors, fair, p_values = [], [], []
+    for _ in range(300):
+        labels = torch.randint(10, (400,), generator=generator)
+        data = ImageData(nothing, labels, tuple("0123456789"), "drawn", "train")
+        cut = tuple(torch.arange(400).split(samples))[:blocks]
+        drawn = Reference(data, extractor, extractor, nothing, nothing, cut, {})
+        floors += [class_scores(drawn, labels[block])["classes"]["value"] * outside(drawn) for block in cut[1:]]
+        told = class_scores(drawn, torch.randint(10, (samples,), generator=generator))["classes"]
+        fair.append(told["value"])
+        p_values.append(told["p_value"])
+    error = math.hypot(np.std(floors) / math.sqrt(300), np.std(fair) / math.sqrt(300))
+    assert abs(np.mean(floors) - np.mean(fair)) < 3 * error < 0.1 * np.mean(fair)
+    assert abs(np.mean([p < 0.05 for p in p_values]) - 0.05) < 3 * math.sqrt(0.05 * 0.95 / 300), "the data's own shares are noise as well"
+
+
+def test_the_floors_of_class_shares_are_taken_as_from_outside(judge: Reference, digits: ImageData) -> None:
+    assert digits.labels is not None and len(digits) == 1500
+    inside = [class_scores(judge, digits.labels[block])["classes"]["value"] for block in judge.blocks[1:]]
+    assert judge.floors["classes"] == pytest.approx([value * math.sqrt(1750 / 1250) for value in inside])
 
 
 def test_the_floor_is_the_mean_of_its_blocks_and_belongs_to_each_score(judge: Reference, trained: Run) -> None:

@@ -44,13 +44,13 @@ class Compare(Common):
         from periplus.evaluation import data_of
         from periplus.report import Chapter, Finding, Report, plain, write_html
         from periplus.runs import load_run
-        from periplus.scoring import reference
+        from periplus.scoring import FEWEST, reference
         from periplus.study.comparison import comparison_blocks, comparison_conclusion, draw_comparison, score_table
 
         if not self.folders:
             raise UsageError("periplus compare needs at least one RUN folder")
-        if self.n < 2:
-            raise UsageError(f"--n is {self.n}: at least 2 are needed")
+        if self.n < FEWEST:
+            raise UsageError(f"--n is {self.n}: at least {FEWEST} are needed")
         runs = [load_run(folder) for folder in self.folders]
         for run in runs:
             if run.data.sha256 != runs[0].data.sha256:

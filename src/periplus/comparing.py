@@ -29,6 +29,7 @@ from periplus.files import write_atomically
 from periplus.machine import commit
 from periplus.runs import Run
 from periplus.scoring import Note, Reference, distance_record, score
+from periplus.training.steps import steps_in_all
 
 SCORES = "scores"
 #: What verdicts are about: a score, what it is called, and which direction is better.
@@ -55,7 +56,7 @@ def compare(
 
     Returns `reference`, `groups` (label, settings, runs with their scores, whether they collapsed, curves), `differences` of settings, `verdicts` of
     every pair of groups and measure, `equal` (at equal epochs, at equal seconds).
-    Raises UsageError for runs of other data, and for the same run twice.
+    Raises UsageError for runs of other data, for the same run twice, and for two runs of the same settings and seed.
     """
     check_runs(runs, reference)
     groups = group_runs(runs)
@@ -85,6 +86,13 @@ def check_runs(runs: Sequence[Run], reference: Reference) -> None:
     for folder in folders:
         if folders.count(folder) > 1:
             raise UsageError(f"{folder} is given twice: a run is one repeat of its group")
+    for members in group_runs(runs).values():
+        seeds: dict[int, Run] = {}
+        for run in members:
+            other = seeds.setdefault(run.config.seed, run)
+            if other is not run:  # copies do not vary: they would make any interval over seeds too narrow
+                told = f"{other.path} and {run.path} have the same settings and the same seed, {run.config.seed}"
+                raise UsageError(f"{told}: they are one repeat, not two")
 
 
 # ---- groups ---------------------------------------------------------------------------------------------------------------------------------
@@ -124,13 +132,14 @@ def differences(groups: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]
 
 
 def run_record(run: Run, reference: Reference, note: Note = str) -> dict[str, Any]:
-    """Scores of a run's newest weights, whether it collapsed, and what its training took."""
+    """Scores of a run's newest weights, whether it collapsed, what its training took, and how many steps it was meant to have."""
     found = kept_scores(run, reference, whole=True, note=note)
     timing = run.timing[-1] if run.timing else {}
     return {
         "run": str(run.path),
         "seed": run.config.seed,
         "step": run.step,
+        "steps": steps_in_all(run.config, run.data.images - (run.config.held_out or 0)),
         "epoch": epoch_of(run, run.step),
         "seconds": timing.get("seconds"),
         "collapsed": found["collapse"]["collapsed"],

@@ -1,7 +1,9 @@
 """Can a classifier tell fakes from reals? The two-sample test of Lopez-Paz and Oquab (2017).
 
-Half of the rows fit a classifier, the other half try it. If the laws are equal its accuracy on those is 1/2 whatever it learned, and the number of
-right answers is binomial: an exact p value. Accuracy above 1/2 is evidence of a difference; accuracy near it only that *this* classifier found none.
+Half of the rows fit a classifier, the other half try it. If the laws are equal its accuracy on those is 1/2 on average, whatever it learned, and the
+number of right answers spreads no more than a binomial one (Hoeffding 1956; as much where it says either name equally often, less where it prefers
+one, since as many of each are tried): a valid p value. Accuracy above 1/2 is evidence of a difference; accuracy near it only that *this* classifier
+found none.
 
 The classifier has a closed form, so that it needs no training and gives the same answer twice: ridge regression of +1 and -1 on the standardised
 features and on random Fourier features of a Gaussian kernel (Rahimi and Recht 2007), which see shapes as well as shifts.

@@ -121,14 +121,15 @@ def protocol_sentence(result: Mapping[str, Any]) -> str:
     told, extractor = result["reference"], result["reference"]["extractor"]
     accuracy = extractor["accuracy"]
     known = f", a network that classifies {100 * accuracy['value']:.2f} % of held-out images rightly" if accuracy else ""
+    each = ", channel by channel," if extractor["per_channel"] else ""
     blocks = told["floor_blocks"]
     others = f"{blocks} other block{'s' * (blocks != 1)} of {told['samples']:,} real images each"
     source = f"{plain(told['data'])}, {plain(told['split'])}"
     return (
         f"{told['samples']:,} samples of each run are compared with {told['samples']:,} real images ({source}), and so "
-        f"{'is' if blocks == 1 else 'are'} {others}: what these get is the *floor*, the score of a perfect generator at this number. Features are "
-        f"the {extractor['features']} of `{plain(extractor['name'])}` (SHA-256 {extractor['sha256'][:12]}){known}. No score here is an FID, and none "
-        "compares with figures of another extractor."
+        f"{'is' if blocks == 1 else 'are'} {others}: what these get is the *floor*, the score of a perfect generator at this number. Features "
+        f"are{each} the {extractor['features']} of `{plain(extractor['name'])}` (SHA-256 {extractor['sha256'][:12]}){known}. No score here is an "
+        "FID, and none compares with figures of another extractor."
     )
 
 
@@ -229,20 +230,21 @@ def difference_table(result: Mapping[str, Any], command: str, label: str) -> Tab
 
 def comparison_conclusion(result: Mapping[str, Any]) -> str:
     """What the verdicts say, computed from them."""
-    parts = [collapse_count(result)]
+    parts = [collapse_count(result), unfinished_count(result)]
     pairs = dict.fromkeys((row["a"], row["b"]) for row in result["verdicts"])
     told = {pair: pair_sentence(*pair, [row for row in result["verdicts"] if (row["a"], row["b"]) == pair]) for pair in pairs}
     parts += [sentence for sentence in told.values() if sentence]
-    open_pairs = [f"{plain(a)} and {plain(b)}" for (a, b), sentence in told.items() if not sentence]
-    if open_pairs:
-        single = any(len(group["runs"]) == 1 for group in result["groups"])
-        why = " (one run of a group has nothing to compare its differences with)" if single else ""
-        parts.append(f"These runs *cannot tell* apart: {'; '.join(open_pairs)}{why}.")
+    alone = {group["label"] for group in result["groups"] if len(group["runs"]) == 1}
+    open_pairs = [pair for pair, sentence in told.items() if not sentence]
+    for single, why in ((False, ""), (True, " (one run of a group has nothing to compare its differences with)")):  # tested, and not even tested
+        named = [f"{plain(a)} and {plain(b)}" for a, b in open_pairs if bool(alone & {a, b}) == single]
+        if named:
+            parts.append(f"These runs *cannot tell* apart: {'; '.join(named)}{why}.")
     best = min(result["groups"], key=lambda group: mean_of(group, "frechet"))
     least, floor = mean_of(best, "frechet"), floor_of(result, "frechet")
     if floor:
         name = plain(best["label"])
-        parts.append(f"The lowest mean Fréchet distance, {least:.2f} of {name}, is {least / floor:.1f} times the floor of {floor:.2f}.")
+        parts.append(f"The lowest mean Fréchet distance, {least:.2f} of {name}, is {least / floor:.1f} times the floor of {number(floor)}.")
     parts += [equal_sentence(row) for row in result["equal"]]
     return " ".join(part for part in parts if part)
 
@@ -263,6 +265,17 @@ def collapse_count(result: Mapping[str, Any]) -> str:
     return f"{len(collapsed)} of {len(runs)} runs collapsed ({by_group}); they are in all means."
 
 
+def unfinished_count(result: Mapping[str, Any]) -> str:
+    """Which runs were judged before the end of their training: interrupted, diverged, still being trained; nothing where none was."""
+    runs = [(group["label"], run) for group in result["groups"] for run in group["runs"]]
+    early = [f"{plain(label)}: step {run['step']:,} of {run['steps']:,}" for label, run in runs if run.get("steps") and run["step"] < run["steps"]]
+    if not early:
+        return ""
+    was, stays = ("was", "is") if len(early) == 1 else ("were", "are")
+    counted = f"{len(early)} of {len(runs)} runs" if len(runs) > 1 else "The run"
+    return f"{counted} {was} judged before the end of training ({'; '.join(early)}), and {stays} in all means."
+
+
 def pair_sentence(a: str, b: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """One pair of groups; nothing where no measure tells them apart."""
     told = {verdict: [row["title"] for row in rows if row["verdict"] == verdict] for verdict in ("better", "worse", "cannot tell")}
@@ -273,12 +286,17 @@ def pair_sentence(a: str, b: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{plain(a)} is {' and '.join(parts)} than {plain(b)}{open_ones}."
 
 
+def told_seconds(seconds: float) -> str:
+    """Whole seconds, or three digits where there are few."""
+    return f"{seconds:.0f}" if seconds >= 100 else number(seconds)
+
+
 def equal_sentence(row: Mapping[str, Any]) -> str:
-    """Groups at equal epochs or at equal seconds."""
-    means = [(one["label"], [v for v in one["values"] if v is not None]) for one in row["groups"]]
-    if not all(values for _, values in means):
+    """Groups at equal epochs or at equal seconds; nothing where a run was first looked at later than that, for then nothing was tested."""
+    means = [(one["label"], one["values"]) for one in row["groups"]]
+    if any(value is None for _, values in means for value in values):
         return ""
-    what = f"{row['at']:.3g} epochs" if row["axis"] == "epoch" else f"{row['at']:.0f} seconds of training"
+    what = f"{row['at']:.3g} epochs" if row["axis"] == "epoch" else f"{told_seconds(row['at'])} seconds of training"
     listed = ", ".join(f"{plain(label)} {sum(values) / len(values):.2f}" for label, values in means)
     decided = [f"{plain(v['a'])} {v['verdict']} than {plain(v['b'])}" for v in row["verdicts"] if v["verdict"] != "cannot tell"]
     return f"At {what}, Fréchet distances are {listed}" + (f" ({'; '.join(decided)})." if decided else " (no pair can be told apart).")
