@@ -149,7 +149,8 @@ def score_table(result: Mapping[str, Any], command: str, label: str) -> Table:
         tuple(rows),
         "Scores of samples: means over runs ± half of Student's 95 % interval over seeds; for a single run ± half of its own interval, which knows "
         f"nothing of other seeds. Floor: what real images get{spread}. Distances: lower is better. Told apart: accuracy of a classifier that tells "
-        "samples from real images; 0.5 is best. Collapsed runs are in the means.",
+        "samples from real images; 0.5 is best. Class shares are compared with those of all real images. No ±: the runs agree in every digit, or "
+        "there is no interval. Collapsed runs are in the means.",
         command,
         align=("left", *("right" for _ in range(len(groups) + 1))),
         label=label,
