@@ -104,7 +104,7 @@ def test_the_study_holds_its_figures_and_commands(original: Path, measured: dict
     assert {Path(path).name for path in drawn} == {
         *("2c-minima.png", "2c-starts.svg", "2c-planted.svg"),
         *("2d-strip-0.png", "2d-strip-1.png", "2d-cost.svg", "2d-scores.svg"),
-        *("2e-strip-0.png", "2e-strip-1.png", "2e-scores.svg"),
+        *("2e-strip-0.png", "2e-strip-1.png", "2e-scores.svg", "2e-trade-off.svg"),
     }
     for words in drawn.values():
         assert words[:2] == ["periplus", "study"] and words[words.index("--only") + 1] in KEYS
@@ -406,20 +406,31 @@ def set_judged(results: dict[str, Any], **scores: list[float]) -> dict[str, Any]
     return chapter
 
 
-def test_2e_holds_three_trainings_and_their_morphs(original: Path, measured: dict[str, Any]) -> None:
+def test_2e_holds_its_trainings_and_their_morphs(original: Path, measured: dict[str, Any]) -> None:
     chapter = measured["chapters"]["2e"]
-    assert set(chapter["judged"]) == {"plain", "straight", "least"} and chapter["pairs"] == 3
-    assert "--path-weight 1 --path-objective least" in chapter["commands"]["least"] and "path" not in chapter["commands"]["plain"]
-    for name in ("2e-strip-0.png", "2e-strip-1.png", "2e-scores.svg"):
+    assert list(chapter["judged"]) == ["plain", "straight-0.5", "least-0.5", "straight-2", "least-2"] and chapter["pairs"] == 3
+    for name, told in chapter["judged"].items():
+        run = load_run(original / "study/variants" / f"cheap-{name}")
+        weight, objective = (0.0, "least") if name == "plain" else (float(name.split("-")[1]), name.split("-")[0])
+        assert (run.config.path_weight, run.config.path_objective, run.config.epochs) == (weight, objective, 1)
+        assert chapter["commands"][name].split()[:3] == ["periplus", "train", "wgan-gp"] and f"variants/cheap-{name}" in chapter["commands"][name]
+        assert told["frechet"]["value"] > chapter["frechet_floor"] > 0
+    assert "--path-weight 2 --path-objective least" in chapter["commands"]["least-2"] and "path" not in chapter["commands"]["plain"]
+    for name in ("2e-strip-0.png", "2e-strip-1.png", "2e-scores.svg", "2e-trade-off.svg"):
         assert (original / "study/figures" / name).stat().st_size > 500
+    assert made_with(chapter) == {("runs", 2, 2)}
 
 
 def test_2e_says_what_the_scores_say(results: dict[str, Any]) -> None:
-    set_judged(results, plain=[1.8, 1.7, 1.9], straight=[1.7, 1.6, 1.8], least=[1.4, 1.35, 1.45])
+    chapter = set_judged(results, plain=[1.8, 1.7, 1.9], **{"straight-2": [1.7, 1.6, 1.8], "least-2": [1.4, 1.35, 1.45]})
+    for name, value in {"plain": 2.0, "least-2": 3.0}.items():
+        chapter["judged"][name]["frechet"]["value"] = value
+        chapter["judged"][name]["squared_error"]["mean"] = 10 * value
     said = finding(results, "2e")
-    assert "Least-cost objective: the excess of $tilde(U)$ is smaller, by 50 % (" in said
-    assert "Against the surrogate the least-cost objective's excess is smaller, by 43 %" in said
-    set_judged(results, least=[1.9, 1.6, 1.95])
+    assert "Least-cost objective, λ = 2: the excess of $tilde(U)$ is smaller, by 50 % (" in said
+    assert "at 1.50 times the Fréchet distance of samples and 1.50 times the squared error of inversion." in said
+    assert "Against the surrogate of the same weight (2) the least-cost objective's is smaller, by 43 %" in said
+    set_judged(results, **{"least-2": [1.9, 1.6, 1.95]})
     assert "not told apart" in CONCLUSIONS["2e"](results["chapters"]["2e"])
-    set_judged(results, least=[2.8, 2.7, 2.9])
+    set_judged(results, **{"least-2": [2.8, 2.7, 2.9]})
     assert "larger, by 125 %" in finding(results, "2e")

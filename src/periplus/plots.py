@@ -447,3 +447,29 @@ def paired_dots(groups: Sequence[Mapping[str, Any]], path: PathLike, x_label: st
         _legend(figure)
 
     return save_svg(draw, path, height=2.9)
+
+
+def trade_off(groups: Sequence[Mapping[str, Any]], path: PathLike, x_label: str, y_label: str) -> Path:
+    """What is had for what: points with a word each, joined within a group, with whiskers along y.
+
+    Each group is `{"label": str, "x": (P,), "y": (P,), "errors": (P,) half-widths, "words": (P,)}`. x is logarithmic.
+    """
+    if not groups or any(len({np.shape(group[name]) for name in ("x", "y", "errors", "words")}) != 1 for group in groups):
+        raise UsageError("trade_off: x, y, errors and words of equal length are needed for every group")
+
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        for index, group in enumerate(groups):
+            colour = COLOURS[index % len(COLOURS)]
+            style: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "markersize": 5, "color": colour, "linewidth": 0.8}
+            fill = colour if index % 2 == 0 else "white"
+            axis.errorbar(group["x"], group["y"], group["errors"], capsize=2, label=group["label"], markerfacecolor=fill, **style)
+            for x, y, word in zip(group["x"], group["y"], group["words"], strict=True):
+                axis.annotate(word, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7, color="#444444")
+        axis.set_xscale("log")
+        _plain_log_ticks(axis, "x")
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        _legend(figure)
+
+    return save_svg(draw, path, height=2.9)

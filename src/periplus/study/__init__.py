@@ -3,6 +3,7 @@
 A study is a folder:
 
     runs/MODEL-SEED/       what was trained (periplus.runs)
+    variants/NAME/         trainings of one chapter alone
     sweeps/NAME/           sweeps of beta times seeds (periplus.sweeps)
     stages/NAME.json       what was measured, each with the inputs that it was measured from; measured again only when these change
     figures/               what was drawn
@@ -54,6 +55,7 @@ def make_study(settings: Settings, command: str, note: Callable[[str], None] | N
     with hold(folder, "study"):
         begin(folder, settings)
         cells = settings.cells(dict.fromkeys(model for question in questions for model in question.models))
+        cells += [settings.variant(variant) for question in questions for variant in question.variants]
         sweeps = [settings.sweep(key) for key in dict.fromkeys(key for question in questions for key in question.sweeps)]
         train_cells([*sweeps, *cells], settings, say)  # the long ones first
         runs = {cell.name: load_run(folder / cell.path) for cell in cells}
@@ -77,7 +79,8 @@ def make_study(settings: Settings, command: str, note: Callable[[str], None] | N
 def answer(question: Question, workshop: Workshop) -> dict[str, Any]:
     """Measure a chapter (or take what was measured from the same inputs before) and draw its figures."""
     workshop.say(f"chapter {question.key}: {question.title}")
-    measured = workshop.stage(question.key, workshop.inputs(question.models, question.sweeps), lambda: question.measure(workshop))
+    inputs = workshop.inputs((*question.models, *(variant.name for variant in question.variants)), question.sweeps)
+    measured = workshop.stage(question.key, inputs, lambda: question.measure(workshop))
     for drawn in (workshop.folder / "figures").glob(f"{question.key}-*"):
         drawn.unlink()  # figures of seeds that are no longer asked for would stay
     commands = {cell.name: cell.command for cell in workshop.cells}
@@ -160,4 +163,5 @@ def earlier_chapters(folder: Path, made_now: set[str], settings: Settings, say: 
 def made_with(chapter: dict[str, Any]) -> set[tuple[str, int | None, int | None]]:
     """Epochs and seeds of the runs and of the sweeps that a chapter was measured on."""
     made: set[tuple[str, int | None, int | None]] = {("sweep", s["epochs"], s["seeds"]) for s in chapter.get("sweeps", {}).values()}
+    made |= {("runs", chapter["first"]["epochs"], chapter["first"]["seeds"])} if "first" in chapter else set()
     return made | ({("runs", chapter["config"]["epochs"], len(chapter["runs"]))} if "runs" in chapter else set())

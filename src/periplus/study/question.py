@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from periplus.report import Block
+from periplus.study.settings import Variant
 from periplus.study.workshop import Workshop
 
 Results = dict[str, Any]
@@ -22,7 +23,10 @@ Figures = dict[str, dict[str, str]]
 
 @dataclass(frozen=True)
 class Question:
-    """A question of the sheet, in our words, and how it is answered. `models` are those whose runs it needs, `sweeps` the sweeps."""
+    """A question of the sheet, in our words, and how it is answered.
+
+    `models` are those whose runs it needs, `sweeps` the sweeps, `variants` trainings of its own.
+    """
 
     key: str
     title: str
@@ -32,3 +36,4 @@ class Question:
     draw: Callable[[Results, Workshop], Figures]
     tell: Callable[[Results, Results], tuple[Block, ...]]
     sweeps: tuple[str, ...] = ()
+    variants: tuple[Variant, ...] = ()

@@ -63,6 +63,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """One more training that a chapter asks for: the first seed's of a model, with further options, for a part of the epochs (one in `shorter`)."""
+
+    name: str
+    model: str
+    options: tuple[str, ...] = ()
+    shorter: int = 1
+
+
+@dataclass(frozen=True)
 class SweepCell:
     """One sweep of a study: betas times seeds, below sweeps/, and the command that makes it."""
 
@@ -129,8 +139,17 @@ class Settings:
     def cell(self, model: str, seed: int) -> Cell:
         """One run and its command. One thread each: small networks gain more from runs side by side than from threads, and the bits are fixed."""
         path = f"runs/{model}-{seed}"
-        words = ("train", model, "--data", str(self.data), *PRESETS[self.preset]["options"], "--epochs", str(self.epochs), "--seed", str(seed))
-        return Cell(model, seed, path, (*words, *self._where(), "--threads", "1", "--out", str(self.out / path)))
+        return Cell(model, seed, path, self._train(model, seed, self.epochs or 1, path))
+
+    def variant(self, variant: Variant) -> Cell:
+        """The run of a variant and its command; its `model` is the variant's name, so that it is not among the runs of any model."""
+        path = f"variants/{variant.name}"
+        epochs = max(1, (self.epochs or 1) // variant.shorter)
+        return Cell(variant.name, 0, path, self._train(variant.model, 0, epochs, path, *variant.options))
+
+    def _train(self, model: str, seed: int, epochs: int, path: str, *options: str) -> tuple[str, ...]:
+        words = ("train", model, "--data", str(self.data), *PRESETS[self.preset]["options"], "--epochs", str(epochs), "--seed", str(seed))
+        return (*words, *options, *self._where(), "--threads", "1", "--out", str(self.out / path))
 
     def sweep(self, key: str) -> SweepCell:
         """One sweep and its command, one thread: it is trained beside the runs."""

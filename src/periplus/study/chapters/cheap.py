@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from periplus import pictures, plots
-from periplus.config import AdversarialConfig
+from periplus import metrics, pictures, plots
 from periplus.data import ImageData
 from periplus.features import JUDGES, Extractor, extractor_for, random_extractor
 from periplus.locating import Search
@@ -19,72 +17,85 @@ from periplus.report import Block, Command, Equation, Figure, Finding, Heading, 
 from periplus.runs import Run
 from periplus.study.chapters.inversion import MODEL
 from periplus.study.question import Figures, Question, Results
+from periplus.study.settings import Variant
 from periplus.study.telling import number
 from periplus.study.workshop import Workshop
-from periplus.training import train
 from periplus.training.path_term import EVERY, NEAREST, PATH_STEPS
 from periplus.training.path_term import PAIRS as PAIRS_OF_VISIT
 from periplus.training.path_term import SEGMENTS as PATH_SEGMENTS
 
 PAIRS, STARTS, SEGMENTS, SHOWN, FRAMES = 8, 4, 16, 3, 9
-WEIGHT = 1.0
-#: Three trainings for one question: each of a part of the other chapters' epochs.
-SHORTER = 3
-VARIANTS = ("plain", "straight", "least")
-NAMES = {"plain": "plain", "straight": "straight-line surrogate", "least": "least-cost objective"}
+WEIGHTS = (0.5, 2.0)
+#: Five trainings for one question: each of a part of the other chapters' epochs.
+SHORTER = 4
+#: Samples whose distance to training images is taken, at most.
+SAMPLES = 10_000
+PLAIN, OBJECTIVES = "plain", ("straight", "least")
+NAMES = {"straight": "straight-line surrogate", "least": "least-cost objective"}
+
+
+def name_of(objective: str, weight: float) -> str:
+    """What a training is called: in results, below variants/, in tables."""
+    return f"{objective}-{weight:g}"
+
+
+TRAININGS: tuple[str, ...] = (PLAIN, *(name_of(objective, weight) for weight in WEIGHTS for objective in OBJECTIVES))
+#: Those whose paths are shown, and whose pairs are drawn one by one.
+SHOWN_TRAININGS = (PLAIN, *(name_of(objective, WEIGHTS[-1]) for objective in OBJECTIVES))
+
+
+def variants() -> tuple[Variant, ...]:
+    """Every training as a job of the study."""
+    found = [Variant(f"cheap-{PLAIN}", MODEL, (), SHORTER)]
+    for weight in WEIGHTS:
+        for objective in OBJECTIVES:
+            options = ("--path-weight", f"{weight:g}", "--path-objective", objective)
+            found.append(Variant(f"cheap-{name_of(objective, weight)}", MODEL, options, SHORTER))
+    return tuple(found)
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------------------------------
 
 
 def measure(workshop: Workshop) -> Results:
-    """The first seed's configuration trained three ways, each judged on the same held-out pairs."""
-    _, first = workshop.of(MODEL)[0]
-    runs = {name: trained(workshop, first, name) for name in VARIANTS}
-    test = workshop.splits(first)[1]
+    """The first seed's configuration trained in five ways, each judged on the same held-out pairs, its samples by their distance to real images."""
+    of_model = workshop.of(MODEL)
+    first = of_model[0][1]
+    train, test = workshop.splits(first)
     eyes, pairs = eyes_of(test), min(PAIRS, len(test) // 4)
-    judged = {}
-    for name, run in runs.items():
+    count = min(SAMPLES, len(train) // 2)
+    real = eyes(train.images[:count]), eyes(train.images[count : 2 * count])
+    judged: Results = {}
+    for name in TRAININGS:
+        run = run_of(workshop, name)
         record = judge_paths(run, test, pairs, Search(STARTS, keep="best"), segments=SEGMENTS, extractor=eyes)
-        judged[name] = {key: record[key] for key in ("excess", "straight_excess", "end_error", "jump", "converged", "realism")}
+        judged[name] = {key: record[key] for key in ("excess", "straight_excess", "end_error", "squared_error", "jump", "converged", "realism")}
         judged[name]["scores"] = [pair["score"] for pair in record["pairs"]]
+        found = metrics.frechet_distance(real[0], eyes(run.sample(count)))
+        judged[name]["frechet"] = {"value": found.value, "low": found.low, "high": found.high}
     return {
         "model": MODEL,
-        "weight": WEIGHT,
-        "epochs": runs["plain"].config.epochs,
+        "first": {"epochs": first.config.epochs, "seeds": len(of_model)},
+        "weights": list(WEIGHTS),
+        "epochs": run_of(workshop, PLAIN).config.epochs,
         "pairs": pairs,
+        "samples": count,
+        "extractor": eyes.record(),
+        "frechet_floor": metrics.frechet_distance(*real).value,
         "judged": judged,
-        "commands": {name: command(workshop, runs[name]) for name in VARIANTS},
-        "shown": {name: strips(run, test, min(SHOWN, pairs)) for name, run in runs.items()},
+        "commands": {name: cell_of(workshop, name).command for name in TRAININGS},
+        "shown": {name: strips(run_of(workshop, name), test, min(SHOWN, pairs)) for name in SHOWN_TRAININGS},
     }
 
 
-def configuration(first: Run, variant: str) -> AdversarialConfig:
-    """The first seed's, shorter, and with the path term of a variant."""
-    assert isinstance(first.config, AdversarialConfig)
-    shorter = dataclasses.replace(first.config, epochs=max(1, first.config.epochs // SHORTER), snapshots=False)
-    if variant == "plain":
-        return shorter
-    return dataclasses.replace(shorter, path_weight=WEIGHT, path_objective="least" if variant == "least" else "straight")
+def cell_of(workshop: Workshop, name: str) -> Any:
+    """The job that made a training."""
+    return workshop.of(f"cheap-{name}")[0][0]
 
 
-def trained(workshop: Workshop, first: Run, variant: str) -> Run:
-    """The run of a variant; what is there already is kept."""
-    workshop.say(f"2e: training, {NAMES[variant]}")
-    return train(configuration(first, variant), workshop.data, folder_of(workshop, variant), source=first.data.source, resume=True)
-
-
-def folder_of(workshop: Workshop, variant: str) -> Path:
-    """Where a variant's run is."""
-    return workshop.folder / "cheap" / variant
-
-
-def command(workshop: Workshop, run: Run) -> str:
-    """How a person would train it, beside the options of the other chapters."""
-    config = run.config
-    words = f"periplus train {MODEL} --data {run.data.source} --epochs {config.epochs} --seed {config.seed} --batch-size {config.batch_size}"
-    words += f" --latent-dim {config.latent_dim}"
-    return words + (f" --path-weight {config.path_weight:g} --path-objective {config.path_objective}" if config.path_weight else "")
+def run_of(workshop: Workshop, name: str) -> Run:
+    """The run of a training."""
+    return workshop.of(f"cheap-{name}")[0][1]
 
 
 def eyes_of(data: ImageData) -> Extractor:
@@ -104,29 +115,51 @@ def strips(run: Run, data: ImageData, count: int) -> list[list[list[float]]]:
 
 
 def draw(results: Results, workshop: Workshop) -> Figures:
-    """Morphs before and after, and the scores of all pairs."""
+    """Morphs before and after, the scores of all pairs, and what a cheaper path costs in samples."""
     again = workshop.again("2e")
-    runs = {name: workshop_run(workshop, name) for name in VARIANTS}
+    runs = {name: run_of(workshop, name) for name in SHOWN_TRAININGS}
     test = workshop.splits(workshop.of(MODEL)[0][1])[1]
     figures = {}
-    for k in range(len(results["shown"]["plain"])):
+    for k in range(len(results["shown"][PLAIN])):
         with torch.no_grad():
-            curves = [runs[name].decode(torch.tensor(results["shown"][name][k])).clamp(0, 1) for name in VARIANTS]
+            curves = [run.decode(torch.tensor(results["shown"][name][k])).clamp(0, 1) for name, run in runs.items()]
         path = Path("figures") / f"2e-strip-{k}.png"
         start, end = (test.images[2 * k + side].float() / 255 for side in (0, 1))
-        pictures.morph_strip(start, curves, end, workshop.folder / path, list(VARIANTS))
+        pictures.morph_strip(start, curves, end, workshop.folder / path, [name.split("-")[0] for name in runs])
         figures[f"strip-{k}"] = {"path": str(path), "command": again}
     path = Path("figures") / "2e-scores.svg"
-    groups = [{"label": NAMES[name], "y": results["judged"][name]["scores"]} for name in VARIANTS]
+    groups = [{"label": title_of(name), "y": results["judged"][name]["scores"]} for name in SHOWN_TRAININGS]
     plots.paired_dots(
         groups, workshop.folder / path, f"the {results['pairs']} pairs, by the plain score", "score Ũ", {"cross-fade": 4 / 3, "floor": 1.0}
     )
-    return figures | {"scores": {"path": str(path), "command": again}}
+    figures["scores"] = {"path": str(path), "command": again}
+    path = Path("figures") / "2e-trade-off.svg"
+    plots.trade_off(curves_of(results), workshop.folder / path, "Fréchet distance of samples", "excess of Ũ, held-out pairs")
+    return figures | {"trade-off": {"path": str(path), "command": again}}
 
 
-def workshop_run(workshop: Workshop, variant: str) -> Run:
-    """A variant's run, as it was trained."""
-    return Run(folder_of(workshop, variant))
+def curves_of(results: Results) -> list[dict[str, Any]]:
+    """The trade-off: from the plain training along the weights of each objective."""
+    found = []
+    for objective in reversed(OBJECTIVES):
+        names = [PLAIN, *(name_of(objective, weight) for weight in results["weights"])]
+        rows = [results["judged"][name] for name in names]
+        found.append(
+            {
+                "label": NAMES[objective],
+                "x": [row["frechet"]["value"] for row in rows],
+                "y": [row["excess"]["mean"] for row in rows],
+                "errors": [1.96 * (row["excess"]["standard_error"] or 0.0) for row in rows],
+                "words": [PLAIN if objective == "least" else "", *(f"λ = {weight:g}" for weight in results["weights"])],
+            }
+        )
+    return found
+
+
+def title_of(name: str) -> str:
+    """A training in words: "least-cost objective, λ = 2"."""
+    objective, _, weight = name.partition("-")
+    return f"{NAMES[objective]}, λ = {weight}" if weight else name
 
 
 # ---- telling --------------------------------------------------------------------------------------------------------------------------------
@@ -172,16 +205,25 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Heading("What was found"),
         Paragraph(
-            f"The first seed's generator was trained three ways for {results['epochs']} epochs, $lambda = {results['weight']:g}$, and judged on "
-            f"{results['pairs']} pairs of test images, with codes and paths found anew."
+            f"The first seed's generator was trained in five ways for {results['epochs']} epochs, $lambda$ = "
+            f"{' and '.join(f'{weight:g}' for weight in results['weights'])}, and judged on {results['pairs']} pairs of test images, with codes and "
+            f"paths found anew. What it costs in samples is told by the Fréchet distance between features of {results['samples']:,} of them and of "
+            f"as many training images ({results['extractor']['name']}); two such sets of images are {number(results['frechet_floor'])} apart."
         ),
         *strip_figures(results),
         Figure(
             results["figures"]["scores"]["path"], "Scores of the same held-out pairs.", again, "Dots for each pair and training", label="cheap-scores"
         ),
+        Figure(
+            results["figures"]["trade-off"]["path"],
+            "What a cheaper path costs: down is cheaper, left is better samples. Whiskers: 95 % over pairs; one training each.",
+            again,
+            "Excess against the distance of samples, a curve for each objective",
+            label="cheap-trade-off",
+        ),
         table(results, again),
         Paragraph("The same from the command line, and the judgement of any run:"),
-        Command(results["commands"]["least"]),
+        Command(results["commands"][SHOWN_TRAININGS[-1]]),
         Command("periplus path RUN --judge --n 200"),
         Finding(conclusion(results)),
     )
@@ -197,42 +239,56 @@ def strip_figures(results: Results) -> tuple[Block, ...]:
             "Three rows of images that change from one digit into another",
             label=f"cheap-strip-{k}",
         )
-        for k in range(len(results["shown"]["plain"]))
+        for k in range(len(results["shown"][PLAIN]))
     )
 
 
 def table(results: Results, again: str) -> Table:
     """Training by training."""
     rows = []
-    for name in VARIANTS:
-        judged = results["judged"][name]
+    for name, judged in results["judged"].items():
         seen = judged["realism"]
         on_path = "-" if seen is None else f"{100 * seen['path']['precision']:.0f} %"
-        cells = (judged["excess"]["mean"], judged["straight_excess"]["mean"], judged["end_error"]["mean"], judged["jump"]["mean"])
-        rows.append((NAMES[name], *(number(value) for value in cells), on_path))
-    seen = results["judged"]["plain"]["realism"]
+        cells = (judged[key]["mean"] for key in ("excess", "straight_excess", "end_error", "jump"))
+        rows.append((title_of(name), *(number(value) for value in cells), on_path, number(judged["frechet"]["value"])))
+    seen = results["judged"][PLAIN]["realism"]
     known = "" if seen is None else (
         f" Real images are among real ones to {100 * seen['floor']['precision']:.0f} %, cross-fades of the pairs to "
         f"{100 * seen['cross_fade']['precision']:.0f} % (k = {seen['k']}, features: {seen['extractor']['name']})."
     )  # fmt: skip
     return Table(
-        ("training", "excess of Ũ", "of the line", "errors of ends / Dist²", "largest step / Dist", "among real images"),
+        ("training", "excess of Ũ", "of the line", "errors of ends / Dist²", "largest step / Dist", "among real images", "Fréchet distance"),
         tuple(rows),
         f"Means over {results['pairs']} pairs.{known}",
         again,
-        align=("left", *["right"] * 5),
+        align=("left", *["right"] * 6),
         label="cheap-table",
     )
 
 
 def conclusion(results: Results) -> str:
-    """What the three trainings say, computed from them: reductions with intervals over pairs."""
-    said = [f"{NAMES[name].capitalize()}: the excess of $tilde(U)$ is {reduction(results, 'plain', name)}." for name in ("straight", "least")]
-    said.append(f"Against the surrogate the least-cost objective's excess is {reduction(results, 'straight', 'least')}.")
-    ratio = results["judged"]["least"]["end_error"]["mean"] / max(results["judged"]["plain"]["end_error"]["mean"], 1e-12)
-    said.append(f"The errors of its ends are {number(ratio)} times those of the plain training.")
-    said.append("Of one seed and few pairs: benchmarks/cheap_paths.py has the grid.")
+    """What the trainings say, computed from them: reductions with intervals over pairs, and what samples paid."""
+    said = []
+    for weight in results["weights"]:
+        for objective in reversed(OBJECTIVES):
+            name = name_of(objective, weight)
+            said.append(
+                f"{title_of(name).capitalize()}: the excess of $tilde(U)$ is {reduction(results, PLAIN, name)}, at {price_of(results, name)}."
+            )
+    straight, least = (name_of(objective, results["weights"][-1]) for objective in OBJECTIVES)
+    said.append(
+        f"Against the surrogate of the same weight ({results['weights'][-1]:g}) the least-cost objective's is {reduction(results, straight, least)}."
+    )
+    said.append("Of one training each and few pairs: benchmarks/cheap_paths.py has the grid.")
     return " ".join(said)
+
+
+def price_of(results: Results, name: str) -> str:
+    """What a training paid, over the plain one."""
+    own, plain = results["judged"][name], results["judged"][PLAIN]
+    frechet = own["frechet"]["value"] / max(plain["frechet"]["value"], 1e-12)
+    error = own["squared_error"]["mean"] / max(plain["squared_error"]["mean"], 1e-12)
+    return f"{frechet:.2f} times the Fréchet distance of samples and {error:.2f} times the squared error of inversion"
 
 
 def reduction(results: Results, base: str, name: str) -> str:
@@ -252,7 +308,11 @@ def reduction(results: Results, base: str, name: str) -> str:
 
 def headline(results: Results) -> str:
     """The short form."""
-    return f"Asked for cheap paths while it learns, the generator has an excess of $tilde(U)$ that is {reduction(results, 'plain', 'least')}."
+    name = name_of("least", results["weights"][-1])
+    return (
+        f"Asked for cheap paths while it learns, the generator has an excess of $tilde(U)$ that is {reduction(results, PLAIN, name)}, at "
+        f"{price_of(results, name)}."
+    )
 
 
 QUESTION = Question(
@@ -263,4 +323,5 @@ QUESTION = Question(
     measure,
     draw,
     tell,
+    variants=variants(),
 )
