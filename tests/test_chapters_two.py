@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from periplus.evaluation import splits_of
 from periplus.report import Finding, to_data
 from periplus.runs import load_run
 from periplus.study import Settings, made_with, make_study
+from periplus.study.archive import write_archive
 from periplus.study.chapters import cheap, inversion, paths
 from periplus.study.reporting import CONCLUSIONS, build_report, summary, write_report
 from periplus.study.settings import PRESETS
@@ -413,9 +415,13 @@ def test_2e_holds_its_trainings_and_their_morphs(original: Path, measured: dict[
         run = load_run(original / "study/variants" / f"cheap-{name}")
         weight, objective = (0.0, "least") if name == "plain" else (float(name.split("-")[1]), name.split("-")[0])
         assert (run.config.path_weight, run.config.path_objective, run.config.epochs) == (weight, objective, 1)
-        assert chapter["commands"][name].split()[:3] == ["periplus", "train", "wgan-gp"] and f"variants/cheap-{name}" in chapter["commands"][name]
+        command = chapter["variants"][f"cheap-{name}"]
+        assert command.split()[:3] == ["periplus", "train", "wgan-gp"] and f"--out study/variants/cheap-{name}" in command
+        assert ("--path-weight 2 --path-objective least" in command) == (name == "least-2") and ("path-weight" in command) == (name != "plain")
         assert told["frechet"]["value"] > chapter["frechet_floor"] > 0
-    assert "--path-weight 2 --path-objective least" in chapter["commands"]["least-2"] and "path" not in chapter["commands"]["plain"]
+    with tarfile.open(write_archive(original / "study", "tar.gz")) as archive:
+        assert "study/variants/cheap-least-2/config.toml" in archive.getnames()
+    (original / "study/study.tar.gz").unlink()
     for name in ("2e-strip-0.png", "2e-strip-1.png", "2e-scores.svg", "2e-trade-off.svg"):
         assert (original / "study/figures" / name).stat().st_size > 500
     assert made_with(chapter) == {("runs", 2, 2)}

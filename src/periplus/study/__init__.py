@@ -84,6 +84,8 @@ def answer(question: Question, workshop: Workshop) -> dict[str, Any]:
     for drawn in (workshop.folder / "figures").glob(f"{question.key}-*"):
         drawn.unlink()  # figures of seeds that are no longer asked for would stay
     commands = {cell.name: cell.command for cell in workshop.cells}
+    if question.variants:
+        measured["variants"] = {variant.name: workshop.of(variant.name)[0][0].command for variant in question.variants}
     for record in (*measured.get("runs", ()), *measured.get("other", {"runs": ()})["runs"]):
         record["command"] = commands[record["name"]]  # the study may have moved since it was measured
         record["environment"] = trained_in(workshop.runs[record["name"]])
@@ -134,7 +136,7 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise UsageError(f"{folder} is a file: choose another --out")
     if not folder.exists() or not any(entry.name != ".lock" for entry in folder.iterdir()):
         return
-    if any((folder / name).exists() for name in ("runs", "sweeps", "stages", "logs")):
+    if any((folder / name).exists() for name in ("runs", "variants", "sweeps", "stages", "logs")):
         if resume:
             return
         raise UsageError(f"{folder} holds a study already: add --resume to go on with it, or choose another --out")
