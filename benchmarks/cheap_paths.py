@@ -175,11 +175,11 @@ def figure(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("runs/cheap"))
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("runs/cheap-paths"))
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--weights", type=float, nargs="+", default=[20.0, 2.0, 0.5])
+    parser.add_argument("--weights", type=float, nargs="+", default=[5.0, 2.0, 0.5])
     parser.add_argument("--score", action="store_true")
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
