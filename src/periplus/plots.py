@@ -452,7 +452,7 @@ def paired_dots(groups: Sequence[Mapping[str, Any]], path: PathLike, x_label: st
 def trade_off(groups: Sequence[Mapping[str, Any]], path: PathLike, x_label: str, y_label: str) -> Path:
     """What is had for what: points with a word each, joined within a group, with whiskers along y.
 
-    Each group is `{"label": str, "x": (P,), "y": (P,), "errors": (P,) half-widths, "words": (P,)}`. x is logarithmic.
+    Each group is `{"label": str, "x": (P,), "y": (P,), "errors": (P,) half-widths, "words": (P,)}`.
     """
     if not groups or any(len({np.shape(group[name]) for name in ("x", "y", "errors", "words")}) != 1 for group in groups):
         raise UsageError("trade_off: x, y, errors and words of equal length are needed for every group")
@@ -466,8 +466,7 @@ def trade_off(groups: Sequence[Mapping[str, Any]], path: PathLike, x_label: str,
             axis.errorbar(group["x"], group["y"], group["errors"], capsize=2, label=group["label"], markerfacecolor=fill, **style)
             for x, y, word in zip(group["x"], group["y"], group["words"], strict=True):
                 axis.annotate(word, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7, color="#444444")
-        axis.set_xscale("log")
-        _plain_log_ticks(axis, "x")
+        axis.margins(x=0.12)  # room for the words
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         _legend(figure)

@@ -244,7 +244,7 @@ def table(results: Results, again: str) -> Table:
         seen = judged["realism"]
         on_path = "-" if seen is None else f"{100 * seen['path']['precision']:.0f} %"
         cells = (judged[key]["mean"] for key in ("excess", "straight_excess", "end_error", "jump"))
-        rows.append((title_of(name), *(number(value) for value in cells), on_path, number(judged["frechet"]["value"])))
+        rows.append((name.replace("-", ", λ = "), *(number(value) for value in cells), on_path, number(judged["frechet"]["value"])))
     seen = results["judged"][PLAIN]["realism"]
     known = "" if seen is None else (
         f" Real images are among real ones to {100 * seen['floor']['precision']:.0f} %, cross-fades of the pairs to "
