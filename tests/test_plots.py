@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -145,4 +146,25 @@ def test_lines_and_densities_refuse_what_does_not_fit(tmp_path: Path) -> None:
         plots.lines([{"x_label": "x", "y_label": "y", "curves": [{"label": "found", "x": [1, 2], "y": [1]}]}], tmp_path / "l.svg")
     with pytest.raises(UsageError, match=r"every density must have shape \(3,\)"):
         plots.densities([{"title": "a", "density": [1.0, 2.0]}], [0, 1, 2, 3], tmp_path / "d.svg", "z")
+    assert not list(tmp_path.iterdir())
+
+
+def some_groups(price: float = 14.0) -> list[dict[str, Any]]:
+    least = {"label": "least cost", "x": [8.0, 10.0, price], "y": [0.8, 0.7, 0.6], "errors": [0.02, 0.02, 0.03], "words": ["plain", "2", "5"]}
+    return [least, {"label": "straight line", "x": [8.0, 12.0], "y": [0.8, 0.75], "errors": [0.02, 0.02], "words": ["plain", "2.5"]}]
+
+
+def test_trade_off_shows_every_point_with_its_word(tmp_path: Path) -> None:
+    drawn = plots.trade_off(some_groups(), tmp_path / "a.svg", "distance", "excess").read_text()
+    assert drawn == plots.trade_off(some_groups(), tmp_path / "b.svg", "distance", "excess").read_text()
+    written = re.findall(r"<!-- (.*?) -->", drawn)  # texts are drawn as outlines, each below a comment that tells it
+    assert {"least cost", "straight line", "plain", "2", "5", "2.5", "distance", "excess"} <= set(written)
+    moved = plots.trade_off(some_groups(price=20.0), tmp_path / "c.svg", "distance", "excess").read_text()
+    assert moved != drawn
+
+
+@pytest.mark.parametrize("broken", [[], [{**some_groups()[0], "words": ["plain"]}], [{**some_groups()[0], "errors": [0.1]}]])
+def test_trade_off_refuses_what_does_not_fit(broken: list[dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="equal length"):
+        plots.trade_off(broken, tmp_path / "t.svg", "distance", "excess")
     assert not list(tmp_path.iterdir())
