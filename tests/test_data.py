@@ -177,11 +177,11 @@ def test_subset_takes_rows_in_order_and_masks():
             data.subset(wrong)  # type: ignore[arg-type]
 
 
-def test_split_off_partitions_by_seed_and_keeps_order():
+def test_split_off_partitions_by_seed_and_draws_the_order_of_what_is_held_out():
     data = ImageData(torch.arange(50, dtype=torch.uint8).reshape(50, 1, 1, 1), None, (), "count", "train")
     rest, held_out = data.split_off(15, seed=3)
     values, others = held_out.images.flatten().tolist(), rest.images.flatten().tolist()
-    assert values == sorted(values) and others == sorted(others) and sorted(values + others) == list(range(50))
+    assert values != sorted(values) and others == sorted(others) and sorted(values + others) == list(range(50))
     assert (len(rest), len(held_out)) == (35, 15)
     again = data.split_off(15, seed=3)[1].images.flatten().tolist()
     assert again == values and data.split_off(15, seed=4)[1].images.flatten().tolist() != values
@@ -295,8 +295,22 @@ def test_folder_roundtrip(tmp_path: Path, images: np.ndarray, suffix: str):
     assert data.labels is None and data.name == "flat"
     data = load_data(save_folder(tmp_path / "classes", images, suffix, by_class=True))
     assert data.classes == ("class-a", "class-b", "class-c") and data.labels is not None
-    assert data.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert np.array_equal(data.images[:, 0].numpy(), np.concatenate([images[1::3], images[2::3], images[0::3]]))
+    assert data.labels.tolist() == [0, 1, 2] * 4  # classes take turns
+    assert np.array_equal(data.images[:, 0].numpy(), np.stack([images[1::3], images[2::3], images[0::3]], 1).reshape(images.shape))
+
+
+def test_classes_of_unequal_size_take_turns_until_they_are_used_up(tmp_path: Path, images: np.ndarray):
+    for name, rows in {"a": [0, 1, 2], "b": [3], "c": [4, 5]}.items():
+        save_folder(tmp_path / name, images[rows], ".png", by_class=False)
+    data = load_data(tmp_path)
+    assert data.labels is not None and data.labels.tolist() == [0, 1, 2, 0, 2, 0]
+    assert np.array_equal(data.images[:, 0].numpy(), images[[0, 3, 4, 1, 5, 2]])
+
+
+def test_the_first_images_held_out_of_a_sorted_set_are_of_all_classes():
+    data = ImageData(torch.zeros(300, 1, 1, 1, dtype=torch.uint8), torch.arange(3).repeat_interleave(100), ("a", "b", "c"), "sorted", "all")
+    held_out = data.split_off(60, seed=0)[1]
+    assert held_out.labels is not None and set(held_out.labels[:12].tolist()) == {0, 1, 2}
 
 
 def test_folder_of_jpegs_is_close(tmp_path: Path):

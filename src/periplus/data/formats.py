@@ -428,6 +428,7 @@ def _npy_values(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, hea
 def read_folder(path: Path, image_size: tuple[int, int] | None = None, limit: int | None = None) -> Loaded:
     """The images of a folder in the order of their names; sub-folders, in the order of theirs, are the classes.
 
+    Classes take turns (the first image of each, then the second of each), so that the first n of a set are never of one class alone.
     Read are png, jpg, jpeg, bmp, gif (its first frame), pgm, ppm and webp; hidden files and strangers are passed over.
     One colour image makes all of them RGB. Transparency is composited on black, the background of every set here. Grey of
     16 bits is scaled to 8 (x / 257), not clipped. EXIF rotations are not applied. Unequal sizes are a DataError naming the
@@ -452,7 +453,16 @@ def read_folder(path: Path, image_size: tuple[int, int] | None = None, limit: in
                 raise _bad(path, f"holds more than the limit of {bound:,} bytes of images; give fewer or smaller images")
     channels = max(image.shape[0] for image in pixels)
     images = np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in pixels])
-    return Loaded(images, np.array(labels, np.int64) if classes else None, classes)
+    if not classes:
+        return Loaded(images, None, ())
+    turns = _in_turn(np.array(labels, np.int64))
+    return Loaded(images[turns], np.array(labels, np.int64)[turns], classes)
+
+
+def _in_turn(labels: Labels) -> npt.NDArray[np.int64]:
+    """Rows of labels, given in the order of classes: the first row of each class, then the second of each, and so on."""
+    place = np.arange(len(labels)) - np.searchsorted(labels, labels)  # which of its class a row is
+    return np.lexsort((labels, place))
 
 
 def _size_of(image: Bytes) -> str:

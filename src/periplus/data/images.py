@@ -84,14 +84,18 @@ class ImageData:
         return replace(self, images=self.images[where], labels=None if self.labels is None else self.labels[where])
 
     def split_rows(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Ascending rows of (rest, held_out): `count` images drawn by `seed` without replacement are held out."""
+        """Rows of (rest, held_out): `count` images drawn by `seed` without replacement are held out, in the order they were drawn; the rest ascend."""
         if not 0 < count < len(self):
             raise DataError(f"{self.name}: cannot hold out {count} of {len(self)} images; both parts need at least one")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return order[count:].sort().values, order[:count].sort().values
+        return order[count:].sort().values, order[:count]
 
     def split_off(self, count: int, seed: int) -> tuple[ImageData, ImageData]:
-        """(rest, held_out): `count` images drawn by `seed` without replacement are held out; both keep the order of the set."""
+        """(rest, held_out): `count` images drawn by `seed` without replacement are held out.
+
+        The rest keep the order of the set. What is held out lies in the order that it was drawn in: sets are often sorted by class, and the first n
+        held-out images, which pictures, inversions and pairs begin with, must be a sample of all of them.
+        """
         rest, held_out = self.split_rows(count, seed)
         return self.subset(rest), replace(self.subset(held_out), split=f"{self.split}/held-out")
 
