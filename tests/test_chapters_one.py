@@ -281,6 +281,18 @@ def test_1a_the_upper_extreme_is_what_the_numbers_say(results: dict[str, Any]) -
     assert "*not* below 0.01" in finding(results, "1a") and "has *not* reached the upper extreme" in finding(results, "1a")
 
 
+def test_1a_compares_with_the_floors_of_all_seeds(results: dict[str, Any]) -> None:
+    record = results["chapters"]["1a"]["sweeps"]["vae"]
+    for cell in record["cells"]:
+        cell["test"] |= {"entropy_floor": (20.0, 30.0)[cell["seed"]], "constant_distortion": (50.0, 70.0)[cell["seed"]], "distortion": 40.0}
+    caption = extremes.sweep_table(record, "").caption
+    assert "60.00 (test)" in caption and "possible on test images: 25.00. Every seed holds out other images" in caption
+    assert "nats, is 15 above the least possible" in finding(results, "1a")
+    for cell in record["cells"]:
+        cell["test"] |= {"entropy_floor": 20.0}
+    assert "holds out other images" not in extremes.sweep_table(record, "").caption
+
+
 @pytest.mark.parametrize(("mismatch", "told"), [((30.0, 31.0), "codes *leave* the prior"), ((0.5, 0.1), "do *not* show codes leaving the prior")])
 def test_1a_leaving_the_prior_is_what_the_divergence_says(results: dict[str, Any], mismatch: tuple[float, float], told: str) -> None:
     for beta, values in ((0.01, mismatch), (1.0, (0.2, 0.21))):
