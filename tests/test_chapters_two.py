@@ -239,10 +239,19 @@ def test_2c_baselines_are_told_as_they_stand(results: dict[str, Any]) -> None:
     )
 
 
-@pytest.mark.parametrize(("escaped", "told"), [(0, "none of 6 starts ran off beyond"), (5, "5 of 6 starts ran off beyond")])
-def test_2c_why_a_ball(results: dict[str, Any], escaped: int, told: str) -> None:
+@pytest.mark.parametrize(
+    ("escaped", "norm", "told"),
+    [
+        (0, 99.0, "none of 6 starts ran off beyond"),
+        (0, 99.0, "but codes left the ball: norms go up to 99"),
+        (0, 0.5, "and all codes stayed in the ball: norms go up to 0.5"),
+        (5, 99.0, "5 of 6 starts ran off beyond"),
+        (5, 99.0, "and the others ended at norms up to 99"),
+    ],
+)
+def test_2c_why_a_ball(results: dict[str, Any], escaped: int, norm: float, told: str) -> None:
     chapter = results["chapters"]["2c"]
-    chapter["free"] |= {"escaped": escaped, "ends": 6}
+    chapter["free"] |= {"escaped": escaped, "ends": 6, "largest_norm": norm}
     assert any(told in block.get("text", "") for block in to_data(inversion.QUESTION.tell(chapter, results)))
 
 

@@ -221,7 +221,7 @@ def test_an_out_below_a_file(words: Sequence[str], trained: Path, call: Call) ->
 # ---- what it prints -----------------------------------------------------------------------------------------------------------------------------
 
 OPTIONS = {
-    "study": "--data --out --preset --only --resume --archive --author --collaborators --hours --json --debug",
+    "study": "--data --out --preset --only --resume --archive --weights --author --collaborators --hours --json --debug",
     "train gan": "--data --out --epochs --batch-size --latent-dim --architecture --learning-rate --seed --device --precision --resume --json --debug",
     "train wgan-gp": "--data --out --epochs --batch-size --latent-dim --learning-rate --seed --penalty-weight --critic-steps --resume --dry-run",
     "train vae": "--data --out --rate --beta --estimator --likelihood --sigma --hidden --depth --schedule --architecture --preset --resume --dry-run",

@@ -405,7 +405,7 @@ def test_numbers_in_the_conclusion_are_in_the_json(result: dict[str, Any]) -> No
     best = min(means, key=lambda label: means[label])
     assert f"The lowest mean Fréchet distance, {means[best]:.2f} of {best}, is {means[best] / floor:.1f} times the floor of {floor:.3g}." in said
     for row in result["equal"]:
-        where = f"{row['at']:.3g} epochs" if row["axis"] == "epoch" else f"{row['at']:.3g} seconds of training"
+        where = f"{row['at']:.3g} passes over the training images" if row["axis"] == "epoch" else f"{row['at']:.3g} seconds of training"
         listed = ", ".join(f"{of['label']} {np.mean(of['values']):.2f}" for of in row["groups"])
         assert f"At {where}, Fréchet distances are {listed}" in said
     collapsed = [g["label"] for g in result["groups"] for one in g["runs"] if one["collapsed"]]
@@ -429,6 +429,27 @@ def test_the_conclusion_is_computed_from_the_verdicts(result: dict[str, Any]) ->
     assert [row[-1] for row in shown[0].rows] == ["*better*", "cannot tell", "cannot tell", "*worse*", "cannot tell"]  # type: ignore[union-attr]
     result["equal"][0]["verdicts"][0]["verdict"] = "better"
     assert "(gan better than wgan-gp)" in comparison_conclusion(result)
+
+
+def test_samples_that_anything_tells_from_real_images_are_said_to_be(result: dict[str, Any]) -> None:
+    for one, told in zip(result["groups"][0]["runs"], (0.985, 1.0), strict=True):
+        one["scores"]["two_sample"]["value"] = told
+        one["scores"]["precision"]["value"] = 0.9
+    for one in result["groups"][1]["runs"]:
+        one["scores"]["two_sample"]["value"] = 0.97
+    said = comparison_conclusion(result)
+    warned = (
+        "Samples of gan are told from real images *at sight* (a classifier is right in 98 % or more): a precision of 0.90 does not make them good."
+    )
+    assert warned in said and said.count("at sight") == 1
+    result["groups"][0]["runs"][0]["scores"]["two_sample"]["value"] = 0.9  # one run that is not: no warning of the group
+    assert "at sight" not in comparison_conclusion(result)
+
+
+def test_a_network_without_labels_is_said_to_be_unknown(result: dict[str, Any]) -> None:
+    assert "of held-out images rightly" in protocol_sentence(result)
+    result["reference"]["extractor"]["accuracy"] = None
+    assert "learned without labels: how well it sees is not known" in protocol_sentence(result)
 
 
 def test_features_of_stacked_images_are_said_to_be_of_each_channel(result: dict[str, Any]) -> None:

@@ -476,6 +476,43 @@ def test_a_finished_study_is_not_resumed_with_other_settings(
     assert read(folder) == results
 
 
+def test_a_resumed_study_remembers_names_seeds_and_hours(folder: Path, results: dict[str, Any], lean: None) -> None:
+    told = {"author": ("A. Student",), "collaborators": ("B. Helper", "C. Friend"), "hours": 12.5}
+    make_study(dataclasses.replace(TINY, resume=True, **told), "again", note=quiet)
+    make_study(
+        Settings(data=TINY.data, out=TINY.out, only=TINY.only, resume=True, hours=13.0), "again", note=quiet
+    )  # neither names, nor seeds, nor epochs
+    found = read(folder)["settings"]
+    assert (found["author"], found["collaborators"], found["hours"]) == (["A. Student"], ["B. Helper", "C. Friend"], 13.0)
+    assert (found["seeds"], found["epochs"]) == (results["settings"]["seeds"], results["settings"]["epochs"])
+
+
+def test_chapters_of_other_runs_are_not_lost(folder: Path, results: dict[str, Any], lean: None) -> None:
+    with pytest.raises(
+        UsageError, match=r"chapters of other runs \(2b: 2 seeds and 2 epochs \(runs\)\) than the 1 seed and 2 epochs asked for: give theirs"
+    ):
+        make_study(dataclasses.replace(TINY, resume=True, only=("2a",), seeds=1), "again", note=quiet)
+    assert read(folder) == results
+    make_study(dataclasses.replace(TINY, resume=True, only=("2a",)), "again", note=quiet)
+    found = read(folder)
+    assert set(found["chapters"]) == {"2a", "2b"}
+    assert "--only 2a,2b" in found["command"], "the title names the command that makes all chapters of the report"
+
+
+def test_a_set_that_fills_no_batch_is_refused_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "train_cells", lambda *_: pytest.fail("training began"))
+    write_images(tmp_path / "few.npz", 70)
+    with pytest.raises(UsageError, match=r"few.npz has 70 images: a study with preset 'digits' needs at least 71, one batch of 64"):
+        make_study(Settings(data=str(tmp_path / "few.npz"), out=tmp_path / "new"), "periplus study", note=quiet)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("changes", [{"hours": -3.0}, {"hours": math.nan}, {"hours": math.inf}, {"weights": True}])
+def test_hours_below_zero_and_weights_of_no_archive_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--hours is|--weights puts"):
+        Settings(**changes)
+
+
 def test_a_study_is_not_resumed_with_fewer_epochs(folder: Path, lean: None) -> None:
     with contextlib.suppress(UsageError):
         make_study(dataclasses.replace(TINY, resume=True, epochs=1, only=("2a",)), "again", note=quiet)
@@ -655,6 +692,14 @@ def test_an_archive_is_complete_verified_and_without_weights(folder: Path, form:
     runs = [f"runs/{m}-{s}/{f}" for m in ("gan", "wgan-gp") for s in (0, 1) for f in ("config.toml", "env.json", "metrics.jsonl", "timing.jsonl")]
     figures = [f"figures/{p.name}" for p in (folder / "figures").iterdir()]
     assert set(manifest) == {"report.pdf", "report.html", "results.json", *(f"stages/{s}.json" for s in ("settings", "2a", "2b")), *runs, *figures}
+
+
+def test_weights_in_an_archive_make_runs_that_can_be_used(folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(write_archive(folder, "zip", weights=True)) as archive:
+        archive.extractall(tmp_path)
+    for path in sorted((folder / "runs").iterdir()):
+        unpacked = load_run(tmp_path / "study" / "runs" / path.name)
+        assert torch.equal(unpacked.sample(3), load_run(path).sample(3))
 
 
 @pytest.mark.parametrize("form", ["zip", "tar.gz"])

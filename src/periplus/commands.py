@@ -502,8 +502,9 @@ class Study(Common):
     only: Annotated[tuple[str, ...], arg(help="Chapters to make, such as 2a 2b or 2a,2b. By default all.")] = ()
     seeds: Annotated[int | None, arg(help="Runs of each model; by default that of the preset (3).")] = None
     epochs: Annotated[int | None, arg(help="Passes over the data; by default that of the preset.")] = None
-    resume: Annotated[bool, arg(help="Go on with the study in --out; what is done and unchanged is kept.")] = False
-    archive: Annotated[Literal["zip", "tar.gz"] | None, arg(help="Bundle report, figures, results and configurations (no weights).")] = None
+    resume: Annotated[bool, arg(help="Go on with the study in --out; what is done is kept; names, seeds and the like as well.")] = False
+    archive: Annotated[Literal["zip", "tar.gz"] | None, arg(help="Bundle report, figures, results and configurations.")] = None
+    weights: Annotated[bool, arg(help="Put the weights of all runs into the archive as well.")] = False
     author: Annotated[tuple[str, ...], arg(help="Authors, for the title page.")] = ()
     collaborators: Annotated[tuple[str, ...], arg(help="Collaborators, for the title page.")] = ()
     hours: Annotated[float | None, arg(help="Hours spent, for the title page.")] = None

@@ -280,8 +280,13 @@ def config_for(model: str, **values: Any) -> Config:
 C = typing.TypeVar("C", bound=Config)
 
 
+def held_out_of(images: int) -> int:
+    """How many of so many images are held out where nothing else is asked for."""
+    return min(1000, images // 10)
+
+
 def _fill_in(config: C, images: int) -> C:
-    known = config.defaults | {"held_out": min(1000, images // 10)}
+    known = config.defaults | {"held_out": held_out_of(images)}
     return dataclasses.replace(config, **{k: v for k, v in known.items() if getattr(config, k) is None})
 
 

@@ -84,7 +84,7 @@ class ImageData:
         return replace(self, images=self.images[where], labels=None if self.labels is None else self.labels[where])
 
     def split_rows(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Rows of (rest, held_out): `count` images drawn by `seed` without replacement are held out, in the order they were drawn; the rest ascend."""
+        """Rows of (rest, held_out): `count` images drawn by `seed` without replacement, in the order they were drawn, and the others, ascending."""
         if not 0 < count < len(self):
             raise DataError(f"{self.name}: cannot hold out {count} of {len(self)} images; both parts need at least one")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))

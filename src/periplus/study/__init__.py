@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from periplus.config import nearest
-from periplus.data import load_data
+from periplus.config import held_out_of, nearest
+from periplus.data import ImageData, load_data
 from periplus.errors import UsageError
 from periplus.files import read_json, write_atomically
 from periplus.locks import hold
@@ -46,14 +46,18 @@ def make_study(settings: Settings, command: str, note: Callable[[str], None] | N
     from periplus import console
 
     say = note or console.note
-    settings = settings.resolve()
     questions = chosen(settings.only)
     folder = settings.out
     check_folder(folder, settings.resume)
+    settings = remembered(settings, folder)
+    given = settings.given()
+    settings = settings.resolve()
     data = load_data(settings.data or "digits", root=settings.data_root, image_size=settings.image_size)
+    check_size(data, settings)
+    check_chapters(folder, {question.key for question in questions}, settings)
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder, "study"):
-        begin(folder, settings)
+        begin(folder, settings, given)
         cells = settings.cells(dict.fromkeys(model for question in questions for model in question.models))
         cells += [settings.variant(variant) for question in questions for variant in question.variants]
         sweeps = [settings.sweep(key) for key in dict.fromkeys(key for question in questions for key in question.sweeps)]
@@ -62,17 +66,18 @@ def make_study(settings: Settings, command: str, note: Callable[[str], None] | N
         made = {sweep.key: swept(folder, sweep) for sweep in sweeps}
         workshop = Workshop(folder, data, runs, cells, settings.again, say, made, settings.data_root)
         chapters = {question.key: answer(question, workshop) for question in questions}
+        earlier = earlier_chapters(folder, set(chapters))
         results = {
-            "command": command,
+            "command": whole_command(settings, {*earlier, *chapters}) if earlier else command,
             "settings": settings.record(),
             "data": vars(describe_data(data, settings.data)),
             "environment": environment("cpu"),
-            "chapters": earlier_chapters(folder, set(chapters), settings, say) | chapters,
+            "chapters": earlier | chapters,
         }
         write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
         files = [*write_report(folder), folder / "results.json"]
         if settings.archive:
-            files.append(write_archive(folder, settings.archive))
+            files.append(write_archive(folder, settings.archive, settings.weights))
     return files
 
 
@@ -96,6 +101,12 @@ def answer(question: Question, workshop: Workshop) -> dict[str, Any]:
     return {**measured, "figures": question.draw(measured, workshop)}
 
 
+def whole_command(settings: Settings, keys: set[str]) -> str:
+    """The command that makes a report of these chapters: several sessions may have made them, with --only."""
+    named = [question.key for question in CHAPTERS if question.key in keys]
+    return settings.again(*(() if len(named) == len(CHAPTERS) else named))
+
+
 def swept(folder: Path, sweep: SweepCell) -> Swept:
     """A sweep of the study in a folder, once it is made. Raises RunError where its results cannot be read."""
     return Swept(sweep, folder / sweep.path, read_json(folder / sweep.path / "sweep.json", "make the study again with --resume"))
@@ -107,17 +118,35 @@ def trained_in(run: Run) -> dict[str, Any]:
     return {name: session.get(name) for name in ("commit", "device", "threads")} | {"torch": session.get("versions", {}).get("torch")}
 
 
-def begin(folder: Path, settings: Settings) -> None:
-    """Write down what the study is of, or raise UsageError where it was begun as another one."""
+def begin(folder: Path, settings: Settings, given: dict[str, Any]) -> None:
+    """Write down what the study is of and was given, or raise UsageError where it was begun as another one."""
     path = folder / "stages" / "settings.json"
     now = {name: settings.record()[name] for name in ("preset", "data", "image_size")}
-    if not path.exists():
-        write_atomically(path, json.dumps(now, indent=1) + "\n")
-        return
-    was = read_json(path, "choose another --out")
+    was = read_json(path, "choose another --out") if path.exists() else {}
     for name, value in now.items():
-        if was.get(name) != value:
+        if was and was.get(name) != value:
             raise UsageError(f"{folder} was begun with {name} = {was.get(name)!r}, not {value!r}: choose another --out")
+    if was != now | {"given": given}:
+        write_atomically(path, json.dumps(now | {"given": given}, indent=1) + "\n")
+
+
+def remembered(settings: Settings, folder: Path) -> Settings:
+    """The settings with what an earlier session of the study was given: `--resume` need not be told names and seeds again."""
+    path = folder / "stages" / "settings.json"
+    earlier = read_json(path, "choose another --out").get("given") if path.exists() else None
+    return settings.remembering(earlier) if isinstance(earlier, dict) else settings
+
+
+def check_size(data: ImageData, settings: Settings) -> None:
+    """Raise UsageError, before anything is made, for a set too small to fill one batch. A study that was begun knows its data."""
+    if (settings.out / "stages" / "settings.json").exists():
+        return
+    if len(data) - held_out_of(len(data)) < settings.batch:
+        least = next(size for size in range(settings.batch, 2 * settings.batch + 2) if size - held_out_of(size) >= settings.batch)
+        raise UsageError(
+            f"{settings.data} has {len(data)} images: a study with preset '{settings.preset}' needs at least {least}, one batch of "
+            f"{settings.batch} beside those that are held out"
+        )
 
 
 def chosen(only: tuple[str, ...]) -> list[Question]:
@@ -143,23 +172,33 @@ def check_folder(folder: Path, resume: bool) -> None:
     raise UsageError(f"{folder} is not empty and not a study: choose another --out")
 
 
-def earlier_chapters(folder: Path, made_now: set[str], settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
-    """Chapters of an earlier session of this study that were not made again now (--only), as long as they are of the same runs."""
-    path = folder / "results.json"
-    if not path.exists():
-        return {}
-    chapters = read_json(path, "delete it, and it is made again").get("chapters", {})
-    kept = {}
-    for key, chapter in chapters.items():
-        if key in made_now:
-            continue
+def check_chapters(folder: Path, made_now: set[str], settings: Settings) -> None:
+    """Raise UsageError where chapters that are not made again now (--only) are of other runs: the report would hold two studies, or lose chapters."""
+    others: dict[str, list[str]] = {}
+    for key, chapter in earlier_chapters(folder, made_now).items():
         made = made_with(chapter)
-        if made <= {("runs", settings.epochs, settings.seeds), ("sweep", settings.sweep_epochs, settings.seeds)}:
-            kept[key] = chapter
-        else:
-            was = " and ".join(f"{seeds} seeds and {epochs} epochs ({what})" for what, epochs, seeds in sorted(made))
-            say(f"chapter {key} is of {was}: left out; make it again with --only {key}")
-    return kept
+        if not made <= {("runs", settings.epochs, settings.seeds), ("sweep", settings.sweep_epochs, settings.seeds)}:
+            was = " and ".join(f"{counted(seeds, 'seed')} and {counted(epochs, 'epoch')} ({what})" for what, epochs, seeds in sorted(made))
+            others.setdefault(was, []).append(key)
+    if others:
+        told = "; ".join(f"{', '.join(keys)}: {was}" for was, keys in others.items())
+        now = f"{counted(settings.seeds, 'seed')} and {counted(settings.epochs, 'epoch')}"
+        raise UsageError(
+            f"{folder} has chapters of other runs ({told}) than the {now} asked for: give theirs, leave out --only to make all chapters "
+            f"again, or choose another --out"
+        )
+
+
+def counted(number: int | None, noun: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def earlier_chapters(folder: Path, made_now: set[str]) -> dict[str, Any]:
+    """Chapters of an earlier session of this study that are not made again now (--only)."""
+    path = folder / "results.json"
+    chapters = read_json(path, "delete it, and it is made again").get("chapters", {}) if path.exists() else {}
+    return {key: chapter for key, chapter in chapters.items() if key not in made_now}
 
 
 def made_with(chapter: dict[str, Any]) -> set[tuple[str, int | None, int | None]]:

@@ -15,6 +15,10 @@ from periplus.runs import Run
 from periplus.study.telling import number
 
 GRID_COLUMNS = 12
+#: Samples are told from real images at sight where a classifier of features is right this often.
+AT_SIGHT = 0.98
+#: A precision from here on is said not to contradict that.
+HALF_REAL = 0.5
 #: Scores in the table of groups: key, what it is called there, digits after the point.
 SHOWN = (
     ("frechet", "Fréchet distance", 2),
@@ -120,7 +124,11 @@ def protocol_sentence(result: Mapping[str, Any]) -> str:
     """What was compared with what, by which extractor."""
     told, extractor = result["reference"], result["reference"]["extractor"]
     accuracy = extractor["accuracy"]
-    known = f", a network that classifies {100 * accuracy['value']:.2f} % of held-out images rightly" if accuracy else ""
+    known = (
+        f", a network that classifies {100 * accuracy['value']:.2f} % of held-out images rightly"
+        if accuracy
+        else " (learned without labels: how well it sees is not known)"
+    )
     each = ", channel by channel," if extractor["per_channel"] else ""
     blocks = told["floor_blocks"]
     others = f"{blocks} other block{'s' * (blocks != 1)} of {told['samples']:,} real images each"
@@ -149,8 +157,8 @@ def score_table(result: Mapping[str, Any], command: str, label: str) -> Table:
         tuple(rows),
         "Scores of samples: means over runs ± half of Student's 95 % interval over seeds; for a single run ± half of its own interval, which knows "
         f"nothing of other seeds. Floor: what real images get{spread}. Distances: lower is better. Told apart: accuracy of a classifier that tells "
-        "samples from real images; 0.5 is best. Class shares are compared with those of all real images. No ±: the runs agree in every digit, or "
-        "there is no interval. Collapsed runs are in the means.",
+        "samples from real images; 0.5 is best. Classes are those that the network sees; their shares are compared with those of all real images. "
+        "No ±: the runs agree in every digit, or there is no interval. Collapsed runs are in the means.",
         command,
         align=("left", *("right" for _ in range(len(groups) + 1))),
         label=label,
@@ -246,6 +254,7 @@ def comparison_conclusion(result: Mapping[str, Any]) -> str:
     if floor:
         name = plain(best["label"])
         parts.append(f"The lowest mean Fréchet distance, {least:.2f} of {name}, is {least / floor:.1f} times the floor of {number(floor)}.")
+    parts += [sight_sentence(group) for group in result["groups"]]
     parts += [equal_sentence(row) for row in result["equal"]]
     return " ".join(part for part in parts if part)
 
@@ -287,6 +296,17 @@ def pair_sentence(a: str, b: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{plain(a)} is {' and '.join(parts)} than {plain(b)}{open_ones}."
 
 
+def sight_sentence(group: Mapping[str, Any]) -> str:
+    """A warning where every run's samples are told from real images at once, whatever else is said of them; nothing elsewhere."""
+    told = [float(run["scores"]["two_sample"]["value"]) for run in group["runs"] if "two_sample" in run["scores"]]
+    if len(told) < len(group["runs"]) or min(told, default=0.0) < AT_SIGHT:
+        return ""
+    precise = mean_of(group, "precision") if all("precision" in run["scores"] for run in group["runs"]) else 0.0
+    despite = f": a precision of {precise:.2f} does not make them good" if precise >= HALF_REAL else ""
+    right = f"a classifier is right in {100 * min(told):.0f} % or more"
+    return f"Samples of {plain(group['label'])} are told from real images *at sight* ({right}){despite}."
+
+
 def told_seconds(seconds: float) -> str:
     """Whole seconds, or three digits where there are few."""
     return f"{seconds:.0f}" if seconds >= 100 else number(seconds)
@@ -297,7 +317,7 @@ def equal_sentence(row: Mapping[str, Any]) -> str:
     means = [(one["label"], one["values"]) for one in row["groups"]]
     if any(value is None for _, values in means for value in values):
         return ""
-    what = f"{row['at']:.3g} epochs" if row["axis"] == "epoch" else f"{told_seconds(row['at'])} seconds of training"
+    what = f"{row['at']:.3g} passes over the training images" if row["axis"] == "epoch" else f"{told_seconds(row['at'])} seconds of training"
     listed = ", ".join(f"{plain(label)} {sum(values) / len(values):.2f}" for label, values in means)
     decided = [f"{plain(v['a'])} {v['verdict']} than {plain(v['b'])}" for v in row["verdicts"] if v["verdict"] != "cannot tell"]
     return f"At {what}, Fréchet distances are {listed}" + (f" ({'; '.join(decided)})." if decided else " (no pair can be told apart).")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sweeps": {"epochs": 20, "beta": ("0.001", "0.01", "0.1", "1", "3", "10", "100", "10000"), "options": ("--batch-size", "128", *SMALL)},
     },
 }
+#: What `--resume` need not be told again.
+REMEMBERED = ("seeds", "epochs", "sweep_epochs", "archive", "weights", "author", "collaborators", "hours")
 #: The sweeps that chapters may ask for: the words after `periplus sweep`.
 SWEEPS: dict[str, tuple[str, ...]] = {"vae": ("vae", "--rate", "prior"), "marginal": ("vae", "--rate", "marginal"), "echo": ("echo",)}
 
@@ -106,6 +109,7 @@ class Settings:
     epochs: int | None = None
     resume: bool = False
     archive: str | None = None
+    weights: bool = False
     author: tuple[str, ...] = ()
     collaborators: tuple[str, ...] = ()
     hours: float | None = None
@@ -119,6 +123,30 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} is {value}: at least 1 is needed")
+        if self.hours is not None and not 0 <= self.hours < math.inf:
+            raise UsageError(f"--hours is {self.hours:g}: it must be zero or more")
+        if self.weights and not self.archive:
+            raise UsageError("--weights puts the weights into the archive: add --archive zip or --archive tar.gz")
+
+    def given(self) -> dict[str, Any]:
+        """What a resumed study takes over from the session before, as JSON, where it is not given anew."""
+        return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in REMEMBERED}
+
+    def remembering(self, earlier: dict[str, Any]) -> Settings:
+        """These settings with what an earlier session was given (`given`) in the place of what is not given now."""
+        missing: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in earlier.items()
+            if name in REMEMBERED and value and not getattr(self, name)
+        }
+        return dataclasses.replace(self, **missing)
+
+    @property
+    def batch(self) -> int:
+        """The largest batch of the runs and sweeps: a set with fewer training images cannot be studied."""
+        preset, name = PRESETS[self.preset], "--batch-size"
+        options = [words for words in (preset["options"], preset["sweeps"]["options"]) if name in words]
+        return max(int(words[words.index(name) + 1]) for words in options)
 
     def resolve(self) -> Settings:
         """The preset's values filled in."""
@@ -158,12 +186,13 @@ class Settings:
         words += ("--epochs", str(self.sweep_epochs), "--seeds", str(self.seeds))
         return SweepCell(key, (*words, *self._where(), "--workers", "1", "--out", str(self.out / "sweeps" / key)))
 
-    def again(self, key: str) -> str:
-        """The command that makes one chapter of this study again."""
+    def again(self, *keys: str) -> str:
+        """The command that makes chapters of this study again; without any, the whole study."""
         preset = PRESETS[self.preset]
         own = (self.epochs, self.sweep_epochs) == (preset["epochs"], preset["sweeps"]["epochs"])
         words = ["periplus", "study", "--preset", self.preset, "--data", str(self.data), *(() if own else ("--epochs", str(self.epochs)))]
-        return shlex.join([*words, "--seeds", str(self.seeds), *self._where(), "--out", str(self.out), "--only", key, "--resume"])
+        only = ("--only", ",".join(keys)) if keys else ()
+        return shlex.join([*words, "--seeds", str(self.seeds), *self._where(), "--out", str(self.out), *only, "--resume"])
 
     def _where(self) -> tuple[str, ...]:
         size = ("--image-size", str(self.image_size)) if self.image_size else ()

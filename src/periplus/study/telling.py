@@ -83,7 +83,8 @@ def run_table(results: dict[str, Any], label: str) -> Table:
         tuple(tuple(row) for row in rows),
         f"Runs of {results['model']}. Spread: mean pairwise distance of samples over that of the data. Nearest / held-out: median distance to the "
         "nearest training image, samples over held-out images, with its 95 % bootstrap interval. Gap: the critic's mean score of real "
-        "images less that of samples. Smallest class: the interval is that of this class's share alone. Time: as it was run here, no benchmark.",
+        "images less that of samples. Smallest class: by the nearest training image; the interval is that of this class's share "
+        "alone. Time: as it was run here, no benchmark.",
         runs[0]["command"],
         label=label,
     )

@@ -198,10 +198,10 @@ def sweep_table(record: dict[str, Any], command: str) -> Table:
         ("β", "D, train", "D, test", "rate R", "marginal rate", "KL[q(z) || p(z)]", "active units", "samples"),
         tuple(rows),
         f"The sweep, in nats per image: mean over {record['seeds']} seeds ± half the 95 % interval. Rates on test images ($N$ = "
-        f"{first['test']['examples']:,}, $ln N$ = {first['test']['ln_n']:.2f}). Best constant image: {level(record, 'constant_distortion', 'train'):.2f} "
-        f"(train), {level(record, 'constant_distortion'):.2f} (test). Least distortion possible on test images: "
-        f"{level(record, 'entropy_floor'):.2f}.{whose_images(record)} Samples: median distance of prior samples to the nearest training image, "
-        f"over that of test images.",
+        f"{first['test']['examples']:,}, $ln N$ = {first['test']['ln_n']:.2f}). "
+        f"Best constant image: {level(record, 'constant_distortion', 'train'):.2f} (train), {level(record, 'constant_distortion'):.2f} (test). "
+        f"Least distortion possible on test images: {level(record, 'entropy_floor'):.2f}.{whose_images(record)} "
+        f"Samples: median distance of prior samples to the nearest training image, over that of test images.",
         command,
         align=("left", *("decimal",) * 7),
         label="vae-table",
@@ -216,7 +216,11 @@ def level(record: dict[str, Any], name: str, split: str = "test") -> float:
 def whose_images(record: dict[str, Any]) -> str:
     """A sentence where seeds have other test images each; nothing where they share them."""
     several = len(set(values(record, betas(record)[0], "entropy_floor"))) > 1
-    return " Every seed holds out other images: intervals hold that difference too, and what no sweep can undercut is the mean over seeds." if several else ""
+    return (
+        " Every seed holds out other images: intervals hold that difference too, and what no sweep can undercut is the mean over seeds."
+        if several
+        else ""
+    )
 
 
 def ratios(record: dict[str, Any], beta: float) -> list[float]:

@@ -256,7 +256,7 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
             f"the generator is that of {plain(results['runs'][0]['name'])}, $d = {record['latent_dim']}$. Why a ball: the last layer is a sigmoid, "
             "and no finite code makes a pixel exactly 0 or 1, so over all of $RR^d$ the infimum may lie at infinity and $z^*$ need not exist. A ball "
             f"is compact and a minimum exists. $R = {number(record['domain'].get('radius'), 4)}$ holds 99.9 % of the codes that the generator was "
-            f"trained on. {free_sentence(results['free'])}"
+            f"trained on. {free_sentence(results['free'], record['domain'].get('radius'))}"
         ),
         Heading("What descent can find"),
         Paragraph(
@@ -445,16 +445,18 @@ def seeds_block(results: Results) -> tuple[Block, ...]:
     return (Paragraph(f"The same images in the generators of all seeds, mean squared error of the best: {told}."),)
 
 
-def free_sentence(free: dict[str, Any]) -> str:
+def free_sentence(free: dict[str, Any], radius: float | None) -> str:
     """What happens without a ball."""
-    ran = (
-        f"{free['escaped']} of {free['ends']} starts ran off beyond $norm(z) = {free['escape_radius']:.3g}$"
-        if free["escaped"]
-        else f"none of {free['ends']} starts ran off beyond $norm(z) = {free['escape_radius']:.3g}$"
-    )
-    stayed = f", and the others ended at norms up to {free['largest_norm']:.3g}" if free["largest_norm"] is not None and free["escaped"] else ""
-    stayed = stayed or (f", but codes went to norms of {free['largest_norm']:.3g}" if free["largest_norm"] is not None else "")
-    return f"Without it {ran}{stayed}."
+    beyond = f"starts ran off beyond $norm(z) = {free['escape_radius']:.3g}$"
+    count, norm = f"{free['escaped']}" if free["escaped"] else "none", free["largest_norm"]
+    if norm is None:
+        stayed = ""
+    elif free["escaped"]:
+        stayed = f", and the others ended at norms up to {norm:.3g}"
+    else:
+        left = radius is not None and norm > radius
+        stayed = f", {'but codes left the ball' if left else 'and all codes stayed in the ball'}: norms go up to {norm:.3g}"
+    return f"Without it {count} of {free['ends']} {beyond}{stayed}."
 
 
 def chance(planted: dict[str, Any], starts: int) -> float:
