@@ -149,7 +149,9 @@ def test_data_errors(data: str, named: str, call: Call, tmp_path: Path, monkeypa
 
 def test_run_errors(trained: Path, call: Call, tmp_path: Path) -> None:
     answer = call("sample", tmp_path / "nowhere")
-    assert answer.code == 4 and "nowhere is not a run" in answer.error
+    assert answer.code == 4 and "nowhere does not exist" in answer.error
+    answer = call("sample", tmp_path)
+    assert answer.code == 4 and "is not a run: it has no config.toml" in answer.error
 
     text = (trained / "config.toml").read_text()
     (trained / "config.toml").write_text(text.replace("latent_dim", "latent_din"))
@@ -175,7 +177,7 @@ def test_divergence(call: Call, tmp_path: Path) -> None:
 def test_an_existing_run_is_refused_before_the_data_are_read(trained: Path, call: Call) -> None:
     before = stamps(trained)
     answer = call("train", "gan", "--data", "nowhere.npz", "--out", trained)
-    assert answer.code == 2 and "holds a run already: add --resume" in answer.error
+    assert answer.code == 2 and "holds a run already: add --resume (in Python resume=True)" in answer.error
     assert stamps(trained) == before
 
 
@@ -422,7 +424,7 @@ def test_a_real_process(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "periplus", "sample", str(tmp_path / "nowhere")]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (4, "")
-    assert done.stderr == f"periplus: {tmp_path / 'nowhere'} is not a run: it has no config.toml\n"
+    assert done.stderr == f"periplus: {tmp_path / 'nowhere'} does not exist: the folder of a run is needed\n"
 
 
 def wait_for_metrics(process: subprocess.Popen[str], run: Path) -> None:
