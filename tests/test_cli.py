@@ -94,7 +94,10 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
         ("train gan --data digits", "--out"),
         ("train gan --data digits --out OUT --epocs 3", "--epocs"),
         ("train gan --data digits --out OUT --penalty-weight 3", "--penalty-weight"),  # an option of the other model
-        ("train gan --data digits --out OUT --epochs many", "--epochs.*many"),
+        ("train gan --data digits --out OUT --epochs many", "--epochs is 'many': a whole number is needed; 'periplus train gan --help'"),
+        ("train gan --data digits --out OUT --learning-rate small", "--learning-rate is 'small': a number is needed"),
+        ("train gan --data digits --out OUT --threads 1.5", "--threads is '1.5': a whole number is needed"),
+        ("study --out OUT --hours many", "--hours is 'many': a number is needed; 'periplus study --help' tells more$"),
         ("train gan --data digits --out OUT --epochs 0", "--epochs is 0: it must be at least 1"),
         ("train gan --data digits --out OUT --learning-rate nan", "--learning-rate.* is nan"),
         ("train gan --data digits --out OUT --learning-rate -1", "--learning-rate.* is -1.0: it must be positive"),
@@ -149,7 +152,9 @@ def test_data_errors(data: str, named: str, call: Call, tmp_path: Path, monkeypa
 
 def test_run_errors(trained: Path, call: Call, tmp_path: Path) -> None:
     answer = call("sample", tmp_path / "nowhere")
-    assert answer.code == 4 and "nowhere is not a run" in answer.error
+    assert answer.code == 4 and "nowhere does not exist" in answer.error
+    answer = call("sample", tmp_path)
+    assert answer.code == 4 and "is not a run: it has no config.toml" in answer.error
 
     text = (trained / "config.toml").read_text()
     (trained / "config.toml").write_text(text.replace("latent_dim", "latent_din"))
@@ -175,7 +180,7 @@ def test_divergence(call: Call, tmp_path: Path) -> None:
 def test_an_existing_run_is_refused_before_the_data_are_read(trained: Path, call: Call) -> None:
     before = stamps(trained)
     answer = call("train", "gan", "--data", "nowhere.npz", "--out", trained)
-    assert answer.code == 2 and "holds a run already: add --resume" in answer.error
+    assert answer.code == 2 and "holds a run already: add --resume (in Python resume=True)" in answer.error
     assert stamps(trained) == before
 
 
@@ -275,6 +280,28 @@ def test_dry_run_writes_nothing(call: Call, tmp_path: Path) -> None:
     assert answer.code == 0 and "nothing was written" in answer.out
     assert "learning_rate = 0.0001" in answer.out and f"{100 * (1350 // 512)} steps" in answer.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_says_what_was_read(call: Call, tmp_path: Path) -> None:
+    """A folder of two classes in which one file is coloured."""
+    random = np.random.default_rng(0)
+    for k in range(40):
+        file = tmp_path / "images" / ("bag", "trouser")[k % 2] / f"{k:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8, 3) if k == 4 else (8, 8), np.uint8)).save(file)
+    words = ("train", "gan", "--data", tmp_path / "images", "--out", tmp_path / "run", "--batch-size", 16, "--dry-run")
+    answer = call(*words)
+    why = "RGB because of bag/04.png: 39 of 40 files are grey"
+    assert answer.out.splitlines()[0] == f"read images: 36 images to train on + 4 held out, 3 x 8 x 8 ({why}), classes bag, trouser"
+    (tmp_path / "images" / "bag" / "04.png").unlink()
+    assert ": 36 images to train on + 3 held out, 1 x 8 x 8, classes bag, trouser\n" in call(*words).out
+    assert "classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in call("train", "gan", "--data", "digits", "--out", tmp_path / "run", "--dry-run").out
+
+
+def test_resuming_nothing_says_that_it_starts(trained: Path, call: Call, tmp_path: Path) -> None:
+    answer = call("train", "gan", "--data", "digits", "--out", tmp_path / "fresh", *TINY, "--resume")
+    assert answer.code == 0 and f"nothing to resume in {tmp_path / 'fresh'}: starting\n" in answer.err
+    assert "nothing to resume" not in call("train", "gan", "--out", trained, "--resume").err
 
 
 HIDDEN = {
@@ -422,7 +449,7 @@ def test_a_real_process(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "periplus", "sample", str(tmp_path / "nowhere")]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (4, "")
-    assert done.stderr == f"periplus: {tmp_path / 'nowhere'} is not a run: it has no config.toml\n"
+    assert done.stderr == f"periplus: {tmp_path / 'nowhere'} does not exist: the folder of a run is needed\n"
 
 
 def wait_for_metrics(process: subprocess.Popen[str], run: Path) -> None:

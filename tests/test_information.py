@@ -62,6 +62,12 @@ def agree(value: float, truth: float, error: float, factor: float = 4.0) -> bool
     return abs(value - truth) <= factor * error
 
 
+def test_a_printed_rate_is_one_line():
+    """Who prints a rate wants the figure with its error, not a number for every image."""
+    found = marginal_rate(*encodings(40, 3, 0.3, 1.0, torch.float32), generator=source(1))
+    assert repr(found) == f"MarginalRate(value={found.value!r}, standard_error={found.standard_error!r}, samples={found.samples})"
+
+
 # ---- the exact mixture ------------------------------------------------------------------------------------------------------------------------
 
 

@@ -86,6 +86,18 @@ def test_json_is_the_file(call: Call, run: Path, tmp_path: Path) -> None:
     assert json.loads(answer.out) == read(tmp_path / "out" / "inversion.json")
 
 
+def test_invert_says_where_there_are_fewer_images_than_asked_for(call: Call, tmp_path: Path) -> None:
+    np.savez(tmp_path / "few.npz", images=load_data("digits").images[:40].numpy(), labels=load_data("digits").labels[:40].numpy())  # type: ignore[union-attr]
+    words = ["train", "vae", "--data", tmp_path / "few.npz", "--out", tmp_path / "run", "--hidden", "8", "--depth", "1", "--batch-size", "8", *TINY]
+    assert call(*words, "--held-out", "3").code == 0
+    answer = call("invert", tmp_path / "run", "--n", 500, "--starts", 1)
+    assert answer.code == 0 and "500 were asked for, but 3 images are held out: all are inverted\n" in answer.err
+    assert "asked for" not in call("invert", tmp_path / "run", "--n", 3, "--starts", 1).err
+    assert "asked for" not in call("invert", tmp_path / "run", "--all", "--starts", 1).err
+    evaluated = call("evaluate", tmp_path / "run", "--n", 0, "--likelihood-images", 0).out
+    assert re.search(r"train +┃ held out", evaluated) and "least possible distortion / nats" in evaluated
+
+
 def test_invert_classes_and_files(call: Call, run: Path, tmp_path: Path) -> None:
     told = json.loads(call("invert", run, "--n", 1, "--starts", 1, "--classes", 3, 8, "--json").out)
     assert [image["label"] for image in told["images"]] == ["3", "8"]

@@ -90,7 +90,7 @@ def test_reading_a_run_leaves_no_trace(run: Run) -> None:
     again.sample(3)
     assert again.metrics and again.timing and again.step == 6 and again.config == run.config
     assert everything() == before
-    with pytest.raises(RunError, match="is not a run: it has no config.toml"):
+    with pytest.raises(RunError, match="nowhere does not exist"):
         load_run(run.path / "nowhere")
     assert not (run.path / "nowhere").exists()
 

@@ -865,7 +865,6 @@ def welch(a: list[float], b: list[float], confidence: float) -> list[float]:
     return [float(np.mean(a) - np.mean(b) - half), float(np.mean(a) - np.mean(b) + half)]
 
 
-@pytest.mark.filterwarnings("ignore:Precision loss")
 def test_welch_interval_is_the_formula_and_scipys() -> None:
     random = np.random.default_rng(1)
     for _ in range(30):
@@ -877,6 +876,17 @@ def test_welch_interval_is_the_formula_and_scipys() -> None:
         assert metrics.welch_interval(b, a, confidence) == pytest.approx((-found[1], -found[0]))
     assert metrics.welch_interval([2.0, 2.0], [1.5, 1.5, 1.5]) == (-math.inf, math.inf)  # no spread, no interval: two equal seeds prove nothing
     assert metrics.welch_interval([2.0, 2.0, 2.0], [1.5, 1.6]) == pytest.approx(welch([2.0, 2.0, 2.0], [1.5, 1.6], 0.95))
+
+
+@pytest.mark.filterwarnings("error")
+def test_intervals_of_values_that_differ_by_rounding_do_not_warn() -> None:
+    nearly = [0.1 + 0.2, 0.3, 0.3]
+    assert len(set(nearly)) == 2
+    assert metrics.mean_interval(nearly) == metrics.welch_interval(nearly, [0.5, 0.5]) == (-math.inf, math.inf)
+    assert metrics.mean_interval([0.0, 0.0]) == (-math.inf, math.inf)
+    varied = [0.4, 0.5, 0.7]
+    assert metrics.welch_interval(nearly, varied) == pytest.approx(tuple(0.3 - end for end in reversed(metrics.mean_interval(varied))))
+    assert metrics.mean_interval(varied) == pytest.approx(tuple(stats.ttest_1samp(varied, 0.0).confidence_interval(0.95)))
 
 
 def test_welch_interval_covers_as_often_as_it_says() -> None:

@@ -21,6 +21,12 @@ from typing import Any, NoReturn
 from periplus.errors import PeriplusError, UsageError
 
 DESCRIPTION = "Deep generative models of small images: trained, measured, located and priced, every figure with what bounds it."
+#: What tyro says of a word that is no number, be the option optional or not.
+NOT_A_NUMBER = re.compile(
+    r"parsing (?P<option>--[\w-]+): .*?(?:invalid literal for int\(\) with base 10|(?P<float>could not convert string to float)): "
+    r"'(?P<value>[^'\n]*)'",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,9 @@ def parse(options: Any, words: Sequence[str], program: str) -> Any:
 def one_line(box: str, program: str) -> str:
     """tyro's boxed complaint as one line, without frames, escape codes and its pointer to the help."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    if number := NOT_A_NUMBER.search(text):
+        kind = "a number" if number["float"] else "a whole number"
+        return f"{number['option']} is '{number['value']}': {kind} is needed; '{program} --help' tells more"
     lines = [re.sub(r"^[│|]\s*|\s*[│|]$", "", line).strip() for line in text.splitlines()]
     kept = [line for line in lines if line and not re.match(r"[╭╰─]|-+$", line) and not line.startswith(("For full helptext", "Argument helptext"))]
     return f"{'; '.join(kept).replace(':;', ':')}; '{program} --help' tells more"

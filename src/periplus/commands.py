@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 from tyro.conf import Positional, arg
@@ -22,6 +22,13 @@ from tyro.conf import Positional, arg
 from periplus.config import MODELS, NOT_FOR, AdversarialConfig, AutoencoderConfig, Config, config_for, nearest
 from periplus.errors import UsageError
 
+if TYPE_CHECKING:
+    from periplus.data import ImageData
+    from periplus.runs import Run
+    from periplus.training import Plan
+
+#: Classes that a dry run names.
+NAMED_CLASSES = 10
 PRESETS: dict[str, Callable[[str], Config]] = {
     "default": lambda model: config_for(model),
     "sheet": lambda model: AdversarialConfig.sheet(model),  # type: ignore[arg-type]
@@ -84,7 +91,7 @@ class Train(Common):
 
         from periplus.console import TrainingDisplay, note, warn
         from periplus.data import load_data
-        from periplus.runs import describe_data
+        from periplus.runs import CONFIG, describe_data
         from periplus.training import check_vacant, is_finished, plan, train
 
         if self.threads is not None:
@@ -96,8 +103,10 @@ class Train(Common):
         data = load_data(self.data, root=self.data_root, image_size=self.image_size)
         decided = plan(config, data)
         if self.dry_run:
-            self.tell(dataclasses.asdict(decided), describe_plan(decided, self.out))
+            self.tell(dataclasses.asdict(decided), f"{describe_images(decided, data)}\n{describe_plan(decided, self.out)}")
             return
+        if self.resume and not (self.out / CONFIG).exists():
+            note(f"nothing to resume in {self.out}: starting")
         finished = self.resume and is_finished(self.out, decided, describe_data(data, self.data))
         if not (finished or self.json):
             note(f"{config.model} on {data.name}: {decided.steps} steps of {config.batch_size} images, {decided.config.device}")
@@ -196,7 +205,16 @@ def attribute_documents(cls: type) -> dict[str, str]:
     return found
 
 
-def describe_plan(decided: Any, out: Path) -> str:
+def describe_images(decided: Plan, data: ImageData) -> str:
+    """What was read, as a dry run prints it: images to train on and held out, their shape, their classes, and what was odd."""
+    shown = ", ".join(data.classes[:NAMED_CLASSES]) + (f", ... ({len(data.classes):,} in all)" if len(data.classes) > NAMED_CLASSES else "")
+    classes = "no classes" if data.labels is None else f"classes {shown}"
+    shape = " x ".join(map(str, data.shape)) + (f" ({data.remark})" if data.remark else "")
+    held_out = len(data) - decided.training_images
+    return f"read {data.name}: {decided.training_images:,} images to train on + {held_out:,} held out, {shape}, {classes}"
+
+
+def describe_plan(decided: Plan, out: Path) -> str:
     """What a dry run prints."""
     parameters = ", ".join(f"{k} {v:,}" for k, v in decided.parameters.items())
     values = "\n".join(f"  {k} = {v}" for k, v in dataclasses.asdict(decided.config).items() if v is not None)
@@ -254,7 +272,7 @@ class Evaluate(Common):
     def run(self) -> None:
         """Evaluate each run, write its evaluation.json, print the figures."""
         from periplus.console import note, table
-        from periplus.evaluation import evaluate, write_evaluation
+        from periplus.evaluation import evaluate, other_split, write_evaluation
         from periplus.runs import load_run
 
         if not self.folders:
@@ -266,9 +284,11 @@ class Evaluate(Common):
             raise UsageError(f"--n is {self.n}: zero or more is needed")
         if self.likelihood_images < 0:
             raise UsageError(f"--likelihood-images is {self.likelihood_images}: zero or more is needed")
-        records = []
+        runs: list[Run] = []
+        records: list[dict[str, Any]] = []
         for folder in self.folders:
             run = load_run(folder)
+            runs.append(run)
             note(f"evaluating {folder} ({run.config.model}, step {run.step})")
             options: dict[str, Any] = {"seed": self.seed, "images": self.images, "likelihood_images": self.likelihood_images, "samples": self.samples}
             record = evaluate(run, self.data_root, judged=self.n, note=note, **options)
@@ -280,11 +300,13 @@ class Evaluate(Common):
         if self.json:
             self.tell(records if len(records) > 1 else records[0])
             return
-        for folder, record in zip(self.folders, records, strict=True):
-            table(("measure", *record.get("splits", {"samples": None})), evaluation_rows(record), title=str(folder))
+        for run, record in zip(runs, records, strict=True):
+            folder = run.path
+            named = {split: other_split(run) if split == "test" else split for split in record.get("splits", {"samples": None})}
+            table(("measure", *named.values()), evaluation_rows(record), title=str(folder))
             for split, judged in record.get("splits", {}).items():
                 for statement in judged["rate"]["statements"]:
-                    print(f"{split}: {statement}")
+                    print(f"{named[split]}: {statement}")
             if record.get("scores"):
                 told = record["reference"]
                 title = f"{folder}: {told['samples']:,} samples, features of {told['extractor']['name']} (SHA-256 {told['extractor']['sha256'][:12]})"
@@ -344,6 +366,7 @@ def evaluation_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
     rows = [
         ("images", *(f"{s['examples']:,}" for s in judged)),
         ("distortion / nats", *(value(s["distortion"]) for s in judged)),
+        ("least possible distortion / nats", *(f"{s['entropy_floor']:.3f}" if "entropy_floor" in s else "-" for s in judged)),
         ("best constant image / nats", *(f"{s['constant_distortion']:.3f}" for s in judged)),
         (f"rate {judged[0]['rate']['formula']['name']} / nats", *(value(s["rate"]["formula"]) for s in judged)),
         ("I(x;z) within / nats", *(f"{s['rate']['interval'][0]:.3f} to {s['rate']['interval'][1]:.3f}" for s in judged)),
@@ -471,7 +494,7 @@ class Doctor(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Common):
-    """Write report.pdf and report.html of one or more runs: settings, curves, samples, class shares, nearest training images."""
+    """Write report.pdf and report.html of one or more runs: settings, curves, samples, and the measures of their kind of model."""
 
     folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN", help="Run folders.")]
     out: Annotated[Path | None, arg(help="The folder to write to. Default: the run's own folder, for one run.")] = None

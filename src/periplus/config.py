@@ -370,6 +370,8 @@ def read_config(path: Path) -> tuple[Config, DataRecord]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
+        if not path.parent.exists():
+            raise RunError(f"{path.parent} does not exist: the folder of a run is needed") from None
         raise RunError(f"{path.parent} is not a run: it has no config.toml") from None
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from None

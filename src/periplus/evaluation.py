@@ -366,10 +366,20 @@ def image_size_of(data: DataRecord) -> tuple[int, int] | None:
 def splits_of(run: Run, data: ImageData, data_root: Path | None = None) -> tuple[ImageData, ImageData]:
     """The images that a run was trained on, and others: the data's test split, else those that were held out, else the training images again."""
     train, held_out = hold_out(run.config, data)
-    known = SOURCES.get(run.data.source)
-    if known is not None and run.data.split == "train" and "test" in dict(known.splits):
+    if has_test_split(run):
         return train, load_data(run.data.source, "test", root=data_root, image_size=image_size_of(run.data))
     return train, held_out if held_out is not None else train
+
+
+def has_test_split(run: Run) -> bool:
+    """Whether the data that a run was trained on come with a test split."""
+    known = SOURCES.get(run.data.source)
+    return known is not None and run.data.split == "train" and "test" in dict(known.splits)
+
+
+def other_split(run: Run) -> str:
+    """How the images of `splits_of` that are not the training images are called in print."""
+    return "test" if has_test_split(run) else "held out" if run.config.held_out else "train again (none held out)"
 
 
 def write_evaluation(run: Run, record: dict[str, Any], command: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -150,7 +150,7 @@ class MarginalRate:
 
     value: float
     standard_error: float
-    per_example: Tensor
+    per_example: Tensor = field(repr=False)
     samples: int
 
 
@@ -412,9 +412,9 @@ class LogLikelihood:
 
     value: float
     standard_error: float
-    per_example: Tensor
+    per_example: Tensor = field(repr=False)
     samples: int
-    effective_sample_size: Tensor
+    effective_sample_size: Tensor = field(repr=False)
 
 
 @torch.no_grad()

@@ -115,11 +115,19 @@ class Invert(Locating):
 
     def targets(self, run: Run) -> Targets:
         """The images that the options choose."""
-        from periplus.locating import choose, images_of, read_files
+        from periplus.console import note
+        from periplus.locating import choose, class_numbers, count, images_of, read_files
 
         if self.files:
             return read_files(run, self.files)
-        return choose(images_of(run, self.split, self.data_root), None if self.all else self.n, self.classes)
+        data = images_of(run, self.split, self.data_root)
+        targets = choose(data, None if self.all else self.n, self.classes)
+        wanted = self.n * (len(class_numbers(data, self.classes)) if self.classes else 1)
+        if not self.all and len(targets) < wanted:
+            split = "held out" if data.split.endswith("held-out") else f"in {data.name} ({data.split})"
+            found = count(len(targets), "image") + " of these classes" * bool(self.classes)
+            note(f"{wanted:,} were asked for, but {found} are {split}: all are inverted")
+        return targets
 
 
 def check_out(out: Path | None) -> None:

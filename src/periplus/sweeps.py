@@ -202,7 +202,7 @@ def check_folder(folder: Path, resume: bool) -> None:
     if not (folder / SETTINGS).exists():
         raise UsageError(f"{folder} is not empty and not a sweep: choose another --out")
     if not resume:
-        raise UsageError(f"{folder} holds a sweep already: add --resume to go on with it, or choose another --out")
+        raise UsageError(f"{folder} holds a sweep already: add --resume (in Python resume=True) to go on with it, or choose another --out")
 
 
 def stored_settings(folder: Path) -> dict[str, Any] | None:

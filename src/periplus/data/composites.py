@@ -26,7 +26,7 @@ def stack_digits(digits: Loaded, count: int, *names: str) -> Loaded:
 
     digits: images (N, 1, H, W) with labels (N,) of C classes. The classes of the result are C^3 numbers of three digits (for C = 10).
     """
-    images, labels, classes = digits
+    images, labels, classes = digits.images, digits.labels, digits.classes
     assert labels is not None and images.shape[1] == 1
     drawn = np.random.RandomState(stream(0, *names) % 2**32).randint(len(images), size=(count, CHANNELS))
     spelled: Labels = np.zeros(count, np.int64)

@@ -62,11 +62,12 @@ Labels = npt.NDArray[np.int64]
 
 
 class Loaded(NamedTuple):
-    """What a file held: images uint8 (N, C, H, W), labels int64 (N,) or None, and the names of the classes."""
+    """What a file held: images uint8 (N, C, H, W), labels int64 (N,) or None, the names of the classes, and what was odd, if anything."""
 
     images: Bytes
     labels: Labels | None
     classes: tuple[str, ...]
+    remark: str | None = None
 
 
 def read_images(path: Path, image_size: tuple[int, int] | None = None, limit: int | None = None) -> Loaded:
@@ -453,10 +454,12 @@ def read_folder(path: Path, image_size: tuple[int, int] | None = None, limit: in
                 raise _bad(path, f"holds more than the limit of {bound:,} bytes of images; give fewer or smaller images")
     channels = max(image.shape[0] for image in pixels)
     images = np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in pixels])
+    colour = [show(file.relative_to(path)) for file, image in zip(files, pixels, strict=True) if image.shape[0] == channels]
+    remark = f"RGB because of {colour[0]}: {len(files) - len(colour):,} of {len(files):,} files are grey" if len(colour) < len(files) else None
     if not classes:
-        return Loaded(images, None, ())
+        return Loaded(images, None, (), remark)
     turns = _in_turn(np.array(labels, np.int64))
-    return Loaded(images[turns], np.array(labels, np.int64)[turns], classes)
+    return Loaded(images[turns], np.array(labels, np.int64)[turns], classes, remark)
 
 
 def _in_turn(labels: Labels) -> npt.NDArray[np.int64]:

@@ -39,6 +39,8 @@ class ImageData:
     split: str
     source: str | None = None
     """What `load_data` would find these very images by again: a named set, or an absolute path."""
+    remark: str | None = None
+    """What was odd in reading them, such as grey images that became RGB because of others."""
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -138,7 +140,7 @@ def load_data(
         loaded, name, split = formats.read_images(path, size), path.resolve().name, "all"
     labels = None if loaded.labels is None else torch.from_numpy(loaded.labels)
     found_by = name if split != "all" or source == "digits" else str(Path(source).expanduser().resolve())
-    return ImageData(torch.from_numpy(loaded.images), labels, loaded.classes, name, split, found_by)
+    return ImageData(torch.from_numpy(loaded.images), labels, loaded.classes, name, split, found_by, loaded.remark)
 
 
 def _checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -6,11 +6,14 @@ A proportion of independent trials gets Wilson's score interval, a mean of a few
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
 #: Standard errors on either side of the middle of a normal interval of 95 %.
 Z95 = 1.959964
+#: Values whose spread is no more than this part of the largest of them differ by rounding alone.
+ROUNDING = 1e-14
 
 
 class Share(NamedTuple):
@@ -30,20 +33,38 @@ def wilson_interval(successes: int, trials: int, z: float = Z95) -> Share:
 
 
 def welch_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of mean(a) - mean(b) for two samples of unequal variance (Welch 1947); infinite where one has a single value or neither varies."""
-    from scipy import stats
+    """Interval of mean(a) - mean(b) for two samples of unequal variance (Welch 1947); infinite where one has a single value or neither varies.
 
-    if min(len(a), len(b)) < 2 or len(set(a)) == len(set(b)) == 1:  # nothing to estimate a variance from
+    Values that differ by rounding alone do not vary.
+    """
+    from scipy.special import stdtrit
+
+    if min(len(a), len(b)) < 2:
         return (-math.inf, math.inf)
-    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(confidence)
-    return float(interval.low), float(interval.high)
+    parts = [variance(values) / len(values) for values in (a, b)]
+    error = math.sqrt(sum(parts))
+    if not error:  # nothing to estimate a variance from
+        return (-math.inf, math.inf)
+    shares = [part / sum(parts) for part in parts]
+    freedom = 1 / sum(share**2 / (len(values) - 1) for share, values in zip(shares, (a, b), strict=True))
+    middle, half = statistics.fmean(a) - statistics.fmean(b), float(stdtrit(freedom, (1 + confidence) / 2)) * error
+    return middle - half, middle + half
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean of a few values; infinite for one value, or where they do not vary."""
-    from scipy import stats
+    """Student's interval of the mean of a few values; infinite for one value, or where they do not vary (but for rounding)."""
+    from scipy.special import stdtrit
 
-    if len(values) < 2 or len(set(values)) == 1:
+    error = math.sqrt(variance(values) / len(values)) if len(values) > 1 else 0.0
+    if not error:
         return (-math.inf, math.inf)
-    interval = stats.ttest_1samp(values, 0.0).confidence_interval(confidence)
-    return float(interval.low), float(interval.high)
+    middle, half = statistics.fmean(values), float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * error
+    return middle - half, middle + half
+
+
+def variance(values: Sequence[float]) -> float:
+    """Variance of two values or more, with n - 1; exactly 0 where they differ by rounding alone, whose variance would be noise."""
+    numbers = [float(value) for value in values]
+    if max(numbers) - min(numbers) <= ROUNDING * max(map(abs, numbers)):
+        return 0.0
+    return statistics.variance(numbers)

@@ -166,7 +166,7 @@ def check_vacant(folder: Path, resume: bool) -> None:
     if resume or not folder.exists():
         return
     if (folder / CONFIG).exists():
-        raise UsageError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
+        raise UsageError(f"{folder} holds a run already: add --resume (in Python resume=True) to go on with it, or choose another --out")
     if any(entry.name != ".lock" and not is_leftover(entry.name) for entry in folder.iterdir()):
         raise UsageError(f"{folder} is not empty and not a run: choose another --out")
 
