@@ -252,8 +252,8 @@ def test_a_run_without_held_out_images_has_no_neighbour_ratio(folder: Path) -> N
     ("flags", "told"),
     [
         ((False, False), "None of 2 runs collapsed, by"),
-        ((True, False), "1 of 2 runs collapsed (seeds 0), by"),
-        ((False, True), "1 of 2 runs collapsed (seeds 1), by"),
+        ((True, False), "1 of 2 runs collapsed (seed 0), by"),
+        ((False, True), "1 of 2 runs collapsed (seed 1), by"),
         ((True, True), "2 of 2 runs collapsed (seeds 0, 1), by"),
     ],
 )

@@ -33,6 +33,7 @@ from periplus.study.chapters import CHAPTERS
 from periplus.study.question import Question
 from periplus.study.reporting import write_report
 from periplus.study.settings import Settings, SweepCell
+from periplus.study.telling import counted
 from periplus.study.workshop import Swept, Workshop
 
 __all__ = ["Settings", "make_study"]
@@ -157,7 +158,7 @@ def earlier_chapters(folder: Path, made_now: set[str], settings: Settings, say: 
         if made <= {("runs", settings.epochs, settings.seeds), ("sweep", settings.sweep_epochs, settings.seeds)}:
             kept[key] = chapter
         else:
-            was = " and ".join(f"{seeds} seeds and {epochs} epochs ({what})" for what, epochs, seeds in sorted(made))
+            was = " and ".join(f"{counted(seeds or 0, 'seed')} and {counted(epochs or 0, 'epoch')} ({what})" for what, epochs, seeds in sorted(made))
             say(f"chapter {key} is of {was}: left out; make it again with --only {key}")
     return kept
 
