@@ -94,7 +94,7 @@ def autoencoder_chapter(results: dict[str, Any], cells: list[Cell]) -> Chapter:
         *(Paragraph(text) for text in statements(results)),
         Finding(conclusion(results)),
     )
-    title = f"{TITLES[results['config']['rate']]}: what was trained, and what came out"
+    title = TITLES[results["config"]["rate"]]
     return Chapter("", title, "Settings, rates with what bounds them, reconstructions and samples of these runs.", blocks)
 
 

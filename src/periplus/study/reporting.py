@@ -93,6 +93,7 @@ def build_report(results: dict[str, Any]) -> Report:
     """The report of a study: a function of its results.json alone."""
     questions = [q for q in CHAPTERS if q.key in results["chapters"]]
     settings, data = results["settings"], results["data"]
+    told = summary(results)
     chapters = tuple(Chapter(q.key, q.title, q.question, q.tell(results["chapters"][q.key], results)) for q in questions)
     return Report(
         title="Deep generative models of small images",
@@ -101,17 +102,17 @@ def build_report(results: dict[str, Any]) -> Report:
         authors=tuple(settings["author"]),
         collaborators=tuple(settings["collaborators"]),
         hours=settings["hours"],
-        summary_blocks=summary(results),
+        summary_blocks=told,
         chapters=chapters,
         environment=environment_rows(results),
-        references=cited(chapters),
+        references=cited((*told, *chapters)),
     )
 
 
-def cited(chapters: Sequence[Chapter]) -> tuple[Reference, ...]:
-    """The references that these chapters cite."""
-    told = json.dumps(to_data(chapters))
-    return tuple(reference for reference in REFERENCES if f"[@{reference.label}]" in told)
+def cited(told: Sequence[Any]) -> tuple[Reference, ...]:
+    """The references that these blocks and chapters cite."""
+    said = json.dumps(to_data(told))
+    return tuple(reference for reference in REFERENCES if f"[@{reference.label}]" in said)
 
 
 def summary(results: dict[str, Any]) -> tuple[Any, ...]:

@@ -33,7 +33,7 @@ from periplus.report import Block, Command, Equation, Figure, Finding, Heading, 
 from periplus.runs import Run
 from periplus.study.chapters.inversion import FEW_STARTS, MODEL, run_path, typeset
 from periplus.study.question import Figures, Question, Results
-from periplus.study.telling import number
+from periplus.study.telling import counted, number
 from periplus.study.workshop import Workshop
 
 PAIRS, STARTS, SEGMENTS = 20, 8, 64
@@ -511,8 +511,7 @@ def saving_sentence(run: dict[str, Any]) -> str:
 def fade_sentence(run: dict[str, Any]) -> str:
     """The path against what a cross-fade of pixels would score."""
     above, count = sum(score > FADE for score in run["path"]), len(run["path"])
-    which = "every pair" if above == count else f"none of {count} pairs" if not above else f"{above} of {count} pairs"
-    return f"The path scores above the $4\\/3$ that an even cross-fade of pixels, with exact ends, would score for {which}."
+    return f"For {above} of {counted(count, 'pair')} the path scores above the $4\\/3$ that an even cross-fade of pixels would, with exact ends."
 
 
 def spherical_sentence(run: dict[str, Any]) -> str:
