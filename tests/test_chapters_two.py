@@ -285,6 +285,11 @@ def test_2d_the_saving_is_what_the_scores_say(results: dict[str, Any], path: lis
     assert f"it is cheaper for {cheaper}{f' and dearer for {dearer}' if dearer else ''} of 3 pairs" in finding(results, "2d")
 
 
+def test_2d_paths_are_held_against_a_cross_fade(results: dict[str, Any]) -> None:
+    set_scores(results, [2.0, 2.0, 2.0], [1.3, 1.34, 1.4])
+    assert "For 2 of 3 pairs the path scores above the $4\\/3$" in finding(results, "2d")
+
+
 def test_2d_one_pair_has_no_interval(results: dict[str, Any]) -> None:
     set_scores(results, [2.0], [1.5])
     assert "*not told apart*" in finding(results, "2d") and "-∞ to ∞" in finding(results, "2d")

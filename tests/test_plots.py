@@ -110,6 +110,27 @@ def test_collapsed_runs_are_shown(tmp_path: Path) -> None:
     assert broken.read_bytes() != whole.read_bytes()
 
 
+@pytest.mark.parametrize(("steps", "ticks"), [([7], ["7"]), ([1, 2, 3], ["1", "2", "3"]), ([0.25, 0.5], None), ([0, 500, 60_000], None)])
+def test_no_tick_of_steps_is_written_twice(steps: list[float], ticks: list[str] | None) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    axis = figure.subplots()
+    axis.plot(steps, steps, marker="o")
+    plots._few_ticks(axis, steps)
+    figure.draw_without_rendering()
+    low, high = axis.get_xlim()
+    shown = [label.get_text() for label in axis.get_xticklabels() if low <= label.get_position()[0] <= high]
+    assert len(set(shown)) == len(shown) > 0 and (ticks is None or shown == ticks)
+
+
+def test_a_shares_axis_ends_where_shares_do(tmp_path: Path) -> None:
+    panel = {"x_label": "starts", "y_label": "found / %", "curves": [{"label": "found", "x": [1, 2, 3], "y": [20.0, 90.0, 100.0]}]}
+    free = plots.lines([panel], tmp_path / "free.svg").read_bytes()
+    ended = plots.lines([{**panel, "y_most": 100.0}], tmp_path / "ended.svg").read_bytes()
+    assert plots.lines([{**panel, "y_most": 1000.0}], tmp_path / "wide.svg").read_bytes() == free != ended
+
+
 def test_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="shape"):
         plots.training_curves([{"label": "a", "steps": [1, 2], "series": {"loss": [1.0]}}], tmp_path / "c.svg")

@@ -102,10 +102,10 @@ def squeeze(text: str) -> str:
     return re.sub(r"\s", "", text)
 
 
-def pdf_text(path: Path) -> str:
+def pdf_text(path: Path, order: str = "-raw") -> str:
     if not shutil.which("pdftotext"):
         pytest.skip("pdftotext is not installed")
-    return subprocess.run(["pdftotext", "-raw", str(path), "-"], capture_output=True, check=True).stdout.decode()
+    return subprocess.run(["pdftotext", order, str(path), "-"], capture_output=True, check=True).stdout.decode()
 
 
 def test_same_report_same_bytes(root: Path) -> None:
@@ -207,6 +207,39 @@ def test_all_numbers_of_tables_appear(root: Path) -> None:
     assert all(text in shown for text in expected)
     shown = squeeze(pdf_text(write_pdf(report_with(table), root / "r.pdf", root)))
     assert all(text in shown for text in expected)
+
+
+def test_numbers_of_crowded_tables_are_not_broken_and_stay_in_their_column(root: Path) -> None:
+    numbers = ("163.3 ± 39.9", "\u22120.001 ± 0.058", "1e4", "1.829 (1.79 to 1.87)")
+    header = ("β", *(["KL[q(z) || p(z)]"] * 3), "a long header here", *["short"] * 3)
+    rows = tuple(tuple(numbers[(row + column) % 4] for column in range(8)) for row in range(4))
+    for align in (None, ("left",) * 8, ("right",) * 8):
+        path = write_pdf(report_with(Table(header, rows, "Caption.", None, align)), root / "r.pdf", root)
+        lines = [squeeze(line) for line in pdf_text(path, "-layout").splitlines()]
+        for row in rows:
+            assert squeeze("".join(row)) in lines, row
+
+
+def test_short_tables_and_findings_are_not_split_over_pages(root: Path) -> None:
+    rows = (("beginning", "1.5"), *[("between", "1.5")] * 18, ("ending", "1.5"))
+    for lines in range(20, 44, 4):
+        blocks = (*[Paragraph("A line.")] * lines, Table(("a", "b"), rows, "Caption."), Finding("Found, " + "and found again, " * 80 + "at last."))
+        pages = pdf_text(write_pdf(report_with(*blocks), root / "r.pdf", root)).split("\f")
+        assert len({[k for k, page in enumerate(pages) if word in page][0] for word in ("beginning", "ending")}) == 1
+        assert len({[k for k, page in enumerate(pages) if word in page][0] for word in ("FINDING", "at last.")}) == 1
+
+
+def test_one_chapter_without_a_summary_begins_on_the_first_page(root: Path) -> None:
+    report = Report("Title", chapters=(Chapter("", "Alone", "Question?", (Paragraph("Words."),)),))
+    assert len(pdf_text(write_pdf(report, root / "r.pdf", root)).rstrip("\f").split("\f")) == 1
+    assert "Contents" not in pdf_text(root / "r.pdf")
+
+
+@pytest.mark.skipif(not shutil.which("pdfinfo"), reason="needs poppler's pdfinfo")
+def test_the_pdf_is_tagged_and_nothing_is_objected_to(root: Path) -> None:
+    path = write_pdf(every_block("plain words"), root / "r.pdf", root)
+    told = subprocess.run(["pdfinfo", path], capture_output=True, text=True, check=True)
+    assert not told.stderr and re.search(r"Tagged: +yes", told.stdout) and re.search(r"Title: +plain words", told.stdout)
 
 
 def test_columns_of_numbers_are_aligned_on_the_point(root: Path) -> None:

@@ -42,7 +42,7 @@ from periplus.data import load_data
 from periplus.errors import DataError, NonFiniteError, PeriplusError, RunError, UsageError
 from periplus.evaluation import SMALLEST_SHARE, SMALLEST_SPREAD
 from periplus.locks import hold
-from periplus.report import Finding, KeyNumbers
+from periplus.report import Finding, KeyNumbers, plain
 from periplus.runs import describe_data, load_run, read_environment
 from periplus.study import Settings, make_study
 from periplus.study import cells as cells_room
@@ -252,8 +252,8 @@ def test_a_run_without_held_out_images_has_no_neighbour_ratio(folder: Path) -> N
     ("flags", "told"),
     [
         ((False, False), "None of 2 runs collapsed, by"),
-        ((True, False), "1 of 2 runs collapsed (seeds 0), by"),
-        ((False, True), "1 of 2 runs collapsed (seeds 1), by"),
+        ((True, False), "1 of 2 runs collapsed (seed 0), by"),
+        ((False, True), "1 of 2 runs collapsed (seed 1), by"),
         ((True, True), "2 of 2 runs collapsed (seeds 0, 1), by"),
     ],
 )
@@ -411,6 +411,26 @@ def test_a_report_of_one_chapter_has_no_other(results: dict[str, Any]) -> None:
     report = build_report(results)
     assert [c.key for c in report.chapters] == ["2a"]
     assert [b.text[:4] for b in report.summary_blocks if isinstance(b, Finding)] == ["*2a*"]
+    assert [r.label for r in report.references] == ["goodfellow2014"]  # what this chapter cites
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [("mnist", "mnist"), ("/tmp/of mine/clothes/bag/", "bag"), ("photos/cats.npz", "cats.npz"), ("C:\\photos\\cats", "cats"), ("/", "/")],
+)
+def test_a_folder_is_told_by_its_own_name(results: dict[str, Any], source: str, told: str) -> None:
+    results["data"]["source"] = source
+    assert build_report(results).subtitle.startswith(f"{plain(told)}: 80 images")
+
+
+def test_what_is_not_known_of_the_environment_is_left_out(results: dict[str, Any]) -> None:
+    assert {"measured at commit", "trained on"} <= dict(build_report(results).environment).keys()
+    results["environment"]["commit"] = None
+    for chapter in results["chapters"].values():
+        for run in chapter["runs"]:
+            run["environment"]["commit"] = None
+    rows = dict(build_report(results).environment)
+    assert not [name for name in rows if "commit" in name] and not [value for value in rows.values() if "None" in value]
 
 
 # ---- stages ---------------------------------------------------------------------------------------------------------------------------------

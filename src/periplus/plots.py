@@ -118,7 +118,7 @@ def training_curves(
                     _seeds(axis, group, label, index)
             axis.set_xlabel(x_label)
             axis.set_ylabel(y_label)
-            axis.xaxis.set_major_formatter("{x:,.0f}")
+            _few_ticks(axis, [steps for run in runs if name in run["series"] for steps in run["steps"]])
             if name in log:
                 axis.set_yscale("log")
                 _plain_log_ticks(axis)
@@ -130,6 +130,17 @@ def training_curves(
     across = min(2, len(panels))
     rows = math.ceil(len(panels) / across)
     return save_svg(draw, path, height=0.35 + 2.15 * rows)
+
+
+def _few_ticks(axis: Axes, steps: Sequence[float]) -> None:
+    """Ticks at whole steps, none twice; of a single step, one tick."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_formatter("{x:,.0f}" if all(float(step).is_integer() for step in steps) or np.ptp(steps) > 4 else "{x:g}")
+    if len(set(steps)) == 1:
+        axis.set_xticks([steps[0]])
+    elif np.ptp(steps) > 1:
+        axis.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _curve(run: Mapping[str, Any], name: str, window: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -187,7 +198,8 @@ def _legend(figure: Figure, columns: int = 3) -> None:
 def lines(panels: Sequence[Mapping[str, Any]], path: PathLike, height: float = 2.9, columns: int = 3) -> Path:
     """Curves side by side in panels, under one legend: what has one label looks the same in every panel.
 
-    Each panel is `{"x_label": str, "y_label": str, "curves": [...], "levels": [...], "x_log": bool, "y_log": bool}`; a curve
+    Each panel is `{"x_label": str, "y_label": str, "curves": [...], "levels": [...], "x_log": bool, "y_log": bool, "y_most": float}`, where no value
+    can be above `y_most`, a share's 100 %, say, and the axis ends there; a curve
     `{"label": str, "x": (N,), "y": (N,)}` with the ends of intervals as `low` and `high` (N,) where there are any, and `plain` for a line
     without markers; a level `{"label": str, "y": float}`, a horizontal line to hold the curves against. Values that are not finite,
     or not positive on a logarithmic axis, are gaps.
@@ -209,6 +221,11 @@ def lines(panels: Sequence[Mapping[str, Any]], path: PathLike, height: float = 2
                 axis.axhline(level["y"], color="#444444", linewidth=1.0, linestyle=look, label=level["label"], zorder=1)
             axis.set_xlabel(panel["x_label"])
             axis.set_ylabel(panel["y_label"])
+            most = panel.get("y_most", math.inf)
+            if axis.get_ylim()[1] > most:
+                axis.set_ylim(top=most)
+                for drawn in axis.lines:
+                    drawn.set_clip_on(False)  # markers at the end are drawn whole
             if panel.get("y_log"):
                 _plain_log_ticks(axis)
             if panel.get("x_log"):

@@ -153,7 +153,8 @@ def real_floors(reference: Reference, cache: Path, note: Note) -> dict[str, Any]
     except (OSError, ValueError, TypeError, AttributeError):  # absent, not JSON, or JSON of something else: made again
         pass
     note(
-        f"noise floors of {reference.data.name}: {len(reference.blocks) - 1} blocks of {reference.samples:,} real images against the reference, once"
+        f"noise floors of {reference.data.name}: {len(reference.blocks) - 1} block{'s' * (len(reference.blocks) != 2)} of "
+        f"{reference.samples:,} real images against the reference, once"
     )
     told = []
     for block in reference.blocks[1:]:

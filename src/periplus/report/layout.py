@@ -42,6 +42,7 @@ INLINE = re.compile(
 )
 # [sign or relation] integer part, then from the decimal point on; what follows may be an interval, a unit, a mark
 NUMBER = re.compile(r"\s*([<>≈~≤≥]?\s*[+\-−]?\d[\d\u2009\u202f,]*)((?:\.\d+)?(?:[^\d\w].*|[eE%×].*)?)", re.DOTALL)
+WHOLE = 30  # letters of a cell that begins with a number, and is set on one line
 DASHES = {"", "-", "–", "—"}
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]")
 SUPPLEMENTS = {Figure: "Figure", Table: "Table", Pseudocode: "Algorithm", Equation: "equation"}
@@ -304,11 +305,11 @@ def guess(cells: Sequence[dict[str, Any]]) -> str:
 
 
 def set_cell(value: Cell, inline: Inline) -> dict[str, Any]:
-    """A cell's text, and for a number what stands before its decimal point and what from there on."""
+    """A cell's text, and for a number what stands before its decimal point and what from there on; `whole`: it must not be broken into lines."""
     text = "–" if value is None or value == "" else clean(value)
     bare = re.fullmatch(r"\*([^*]+)\*", text)
     match = NUMBER.fullmatch(bare[1] if bare else text)
     if not match or any(mark in match[0] for mark in MARKS.replace("[", "")):
-        return {"text": inline(text), "before": "", "after": "", "strong": False}
+        return {"text": inline(text), "before": "", "after": "", "strong": False, "whole": False}
     before, after = (part.replace("-", "\u2212") if part[:1] == "-" else part for part in match.groups())
-    return {"text": inline(text), "before": before, "after": after, "strong": bool(bare)}
+    return {"text": inline(text), "before": before, "after": after, "strong": bool(bare), "whole": len(text) <= WHOLE}

@@ -37,7 +37,8 @@ def compile_typst(template: bytes, data: Any, root: Path, form: Literal["pdf", "
     def attempt(source: bytes, value: Any) -> Any:
         inputs = {"data": json.dumps(value)}
         compiler = typst.Compiler(source, root=root, ignore_system_fonts=True, sys_inputs=inputs)
-        return compiler.compile(format=form)
+        # PDF 1.5: from 1.6 on typst writes an entry of its tags (Suspects) that poppler's tools complain of; nothing else differs
+        return compiler.compile(format=form, pdf_standards=["1.5"]) if form == "pdf" else compiler.compile(format=form)
 
     try:
         return attempt(template, data)

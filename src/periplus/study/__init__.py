@@ -33,6 +33,7 @@ from periplus.study.chapters import CHAPTERS
 from periplus.study.question import Question
 from periplus.study.reporting import write_report
 from periplus.study.settings import Settings, SweepCell
+from periplus.study.telling import counted
 from periplus.study.workshop import Swept, Workshop
 
 __all__ = ["Settings", "make_study"]
@@ -178,20 +179,15 @@ def check_chapters(folder: Path, made_now: set[str], settings: Settings) -> None
     for key, chapter in earlier_chapters(folder, made_now).items():
         made = made_with(chapter)
         if not made <= {("runs", settings.epochs, settings.seeds), ("sweep", settings.sweep_epochs, settings.seeds)}:
-            was = " and ".join(f"{counted(seeds, 'seed')} and {counted(epochs, 'epoch')} ({what})" for what, epochs, seeds in sorted(made))
+            was = " and ".join(f"{counted(seeds or 0, 'seed')} and {counted(epochs or 0, 'epoch')} ({what})" for what, epochs, seeds in sorted(made))
             others.setdefault(was, []).append(key)
     if others:
         told = "; ".join(f"{', '.join(keys)}: {was}" for was, keys in others.items())
-        now = f"{counted(settings.seeds, 'seed')} and {counted(settings.epochs, 'epoch')}"
+        now = f"{counted(settings.seeds or 0, 'seed')} and {counted(settings.epochs or 0, 'epoch')}"
         raise UsageError(
             f"{folder} has chapters of other runs ({told}) than the {now} asked for: give theirs, leave out --only to make all chapters "
             f"again, or choose another --out"
         )
-
-
-def counted(number: int | None, noun: str) -> str:
-    """1 seed, 2 seeds."""
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def earlier_chapters(folder: Path, made_now: set[str]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def autoencoder_chapter(results: dict[str, Any], cells: list[Cell]) -> Chapter:
         Finding(conclusion(results)),
     )
     title = TITLES[results["config"]["rate"]]
-    return Chapter(results["model"], title, "Settings, rates with what bounds them, reconstructions and samples of these runs.", blocks)
+    return Chapter("", title, "Settings, rates with what bounds them, reconstructions and samples of these runs.", blocks)
 
 
 def rate_table(results: dict[str, Any]) -> Table:
@@ -153,6 +153,10 @@ def conclusion(results: dict[str, Any]) -> str:
         parts.append(
             f"Run {k + 1} (β = {run['beta']:g}) takes {100 * share:.0f} % off the distortion of the best constant image; its codes carry between "
             f"{number(low)} and {number(high)} nats about these images"
-            + (f", and the certificate of its rate objects {doubts} time{'s' * (doubts > 1)}." if doubts else ".")
+            + (
+                f"; {'one reservation' if doubts == 1 else f'{doubts} reservations'} about its rate {'is' if doubts == 1 else 'are'} told above."
+                if doubts
+                else "."
+            )
         )
     return " ".join(parts)

@@ -131,7 +131,7 @@ def protocol_sentence(result: Mapping[str, Any]) -> str:
     )
     each = ", channel by channel," if extractor["per_channel"] else ""
     blocks = told["floor_blocks"]
-    others = f"{blocks} other block{'s' * (blocks != 1)} of {told['samples']:,} real images each"
+    others = f"{blocks} other block{'s' * (blocks != 1)} of {told['samples']:,} real images{' each' * (blocks != 1)}"
     source = f"{plain(told['data'])}, {plain(told['split'])}"
     return (
         f"{told['samples']:,} samples of each run are compared with {told['samples']:,} real images ({source}), and so "

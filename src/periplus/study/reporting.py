@@ -14,14 +14,28 @@ from periplus.data import load_data
 from periplus.errors import UsageError
 from periplus.evaluation import image_size_of
 from periplus.files import read_json, write_atomically
-from periplus.report import Chapter, Figure, Finding, Heading, KeyNumbers, Paragraph, Reference, Report, code, plain, write_html, write_pdf
+from periplus.report import (
+    Chapter,
+    Figure,
+    Finding,
+    Heading,
+    KeyNumbers,
+    Paragraph,
+    Reference,
+    Report,
+    code,
+    plain,
+    to_data,
+    write_html,
+    write_pdf,
+)
 from periplus.runs import load_run
 from periplus.scoring import SAMPLES
 from periplus.study import curves, judging
 from periplus.study.autoencoder_chapter import autoencoder_chapter, draw_autoencoders, kind_of, measure_autoencoders
 from periplus.study.chapters import CHAPTERS, cheap, echo, echo_rate, extremes, gan, inversion, marginal, paths, penalty, sampling
 from periplus.study.settings import Cell, words_of
-from periplus.study.telling import collapse_sentence, run_table, settings_of
+from periplus.study.telling import called, collapse_sentence, counted, run_table, settings_of
 from periplus.study.workshop import Workshop
 
 REFERENCES = (
@@ -79,18 +93,26 @@ def build_report(results: dict[str, Any]) -> Report:
     """The report of a study: a function of its results.json alone."""
     questions = [q for q in CHAPTERS if q.key in results["chapters"]]
     settings, data = results["settings"], results["data"]
+    told = summary(results)
+    chapters = tuple(Chapter(q.key, q.title, q.question, q.tell(results["chapters"][q.key], results)) for q in questions)
     return Report(
         title="Deep generative models of small images",
-        subtitle=f"{plain(data['source'])}: {data['images']:,} images of {data['height']} x {data['width']} pixels, {data['channels']} "
+        subtitle=f"{plain(called(data['source']))}: {data['images']:,} images of {data['height']} x {data['width']} pixels, {data['channels']} "
         f"channel{'s' * (data['channels'] != 1)}",
         authors=tuple(settings["author"]),
         collaborators=tuple(settings["collaborators"]),
         hours=settings["hours"],
-        summary_blocks=summary(results),
-        chapters=tuple(Chapter(q.key, q.title, q.question, q.tell(results["chapters"][q.key], results)) for q in questions),
+        summary_blocks=told,
+        chapters=chapters,
         environment=environment_rows(results),
-        references=REFERENCES,
+        references=cited((*told, *chapters)),
     )
+
+
+def cited(told: Sequence[Any]) -> tuple[Reference, ...]:
+    """The references that these blocks and chapters cite."""
+    said = json.dumps(to_data(told))
+    return tuple(reference for reference in REFERENCES if f"[@{reference.label}]" in said)
 
 
 def summary(results: dict[str, Any]) -> tuple[Any, ...]:
@@ -145,25 +167,28 @@ def rate_numbers(chapters: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def environment_rows(results: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """What the figures depend on, beside the settings."""
+    """What the figures depend on, beside the settings; what is not known is left out."""
     environment, data = results["environment"], results["data"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
-    return (
+    device, threads = joined_set(results, "device"), joined_set(results, "threads")
+    rows = (
         ("command", results["command"]),
         ("data", f"{data['source']} ({data['split']}), SHA-256 {data['sha256']}"),
         ("software", versions),
-        ("measured at commit", str(environment["commit"])),
+        ("measured at commit", environment["commit"] or ""),
         ("trained at commit", joined_set(results, "commit")),
-        ("trained on", joined_set(results, "device") + ", threads " + joined_set(results, "threads")),
-        ("machine", f"{environment['processor']}, {environment['cores']} cores, {environment['system']}"),
+        ("trained on", ", ".join(([device] if device else []) + ([f"threads {threads}"] if threads else []))),
+        ("machine", f"{environment['processor']}, {counted(environment['cores'], 'core')}, {environment['system']}"),
     )
+    return tuple((name, value) for name, value in rows if value)  # outside a checkout no commit is known
 
 
 def joined_set(results: dict[str, Any], name: str) -> str:
     """The different values of one fact of the environments in which a study's runs were trained."""
     chapters = results["chapters"].values()
     runs = [run for chapter in chapters for run in (*chapter.get("runs", ()), *chapter.get("sweeps", {}).values())]
-    return ", ".join(sorted({str(run["environment"].get(name)) for run in runs if "environment" in run}))
+    found = {run["environment"].get(name) for run in runs if "environment" in run} - {None}
+    return ", ".join(sorted(map(str, found)))
 
 
 # ---- a report of runs -----------------------------------------------------------------------------------------------------------------------
@@ -194,19 +219,19 @@ def report_runs(folders: Sequence[Path], out: Path, data_root: Path | None = Non
         named = {cell.name: run for cell, (_, run) in zip(cells, group, strict=True)}
         workshop = Workshop(out, data, named, cells, lambda key: again, note, data_root=data_root)
         if isinstance(group[0][1].config, AutoencoderConfig):
-            note(f"measuring {len(group)} run{'s' * (len(group) != 1)} of {group[0][1].config.model}")
+            note(f"measuring {counted(len(group), 'run')} of {group[0][1].config.model}")
             measured = measure_autoencoders(workshop, model)
             results[model] = {**measured, "figures": draw_autoencoders(measured, workshop, f"report-{model}")}
             chapters.append(autoencoder_chapter(results[model], cells))
             continue
-        note(f"measuring {len(group)} run{'s' * (len(group) != 1)} of {model}, {SAMPLES:,} samples each")
+        note(f"measuring {counted(len(group), 'run')} of {model}, {SAMPLES:,} samples each")
         measured = judging.measure_model(workshop, model)
         panels = gan.PANELS if model == "gan" else penalty.PANELS
         results[model] = {**measured, "figures": judging.draw_model(measured, workshop, f"report-{model}", panels)}
         chapters.append(run_chapter(results[model]))
     write_atomically(out / "report.json", json.dumps(results, indent=1) + "\n")
     report = Report(
-        title=f"Runs on {plain(record.source)}",
+        title=f"Runs on {plain(called(record.source))}",
         subtitle=", ".join(plain(folder.name) for folder in folders),
         chapters=tuple(chapters),
         references=(),
@@ -229,4 +254,6 @@ def run_chapter(results: dict[str, Any]) -> Chapter:
         gan.neighbour_figure(results, f"{model}-neighbours"),
         Finding(collapse_sentence(results["runs"])),
     )
-    return Chapter(model, "What was trained, and what came out", "Settings, samples, curves and measures of these runs.", blocks)
+    return Chapter(
+        "", f"{judging.TITLES[model]}: what was trained, and what came out", "Settings, samples, curves and measures of these runs.", blocks
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from periplus.evaluation import SMALLEST_SHARE, SMALLEST_SPREAD
@@ -35,6 +36,21 @@ TOLD = {
     "device": "device",
 }
 ONLY_FOR = {"penalty_weight": ("wgan-gp", "rpgan"), "generator_loss": ("gan",), "critic_dropout": ("gan",)}
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: 1 seed, 3 seeds."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def where_told(study: Mapping[str, Any], key: str, words: str, otherwise: str = "") -> str:
+    """Words that cite another chapter where the study has it; else what stands there instead."""
+    return words if key in study.get("chapters", {}) else otherwise
+
+
+def called(source: str) -> str:
+    """A data set in prose: a named set by its name, a file or folder given by a path by its own name."""
+    return PurePath(source.replace("\\", "/")).name or source
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -106,7 +122,7 @@ def collapse_sentence(runs: Sequence[dict[str, Any]]) -> str:
         if len(runs) > 1
         else "The run did not collapse"
     )
-    which = f" (seeds {', '.join(map(str, collapsed))})" if collapsed else ""
+    which = f" (seed{'s' * (len(collapsed) != 1)} {', '.join(map(str, collapsed))})" if collapsed else ""
     spread = f"the spread is {joined([r['spread'] for r in runs])} of the data's"
     if runs[0]["smallest_share"] is None:
         return f"{count}{which}, by the rule: {rule}; {spread}."

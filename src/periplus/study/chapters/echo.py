@@ -18,7 +18,7 @@ from periplus.seeds import stream
 from periplus.study import curves
 from periplus.study.curves import told_beta
 from periplus.study.question import Figures, Question, Results
-from periplus.study.telling import number
+from periplus.study.telling import number, where_told
 from periplus.study.workshop import Workshop
 
 #: Recursions whose law is shown; paths drawn; recursions that stand for infinitely many.
@@ -182,7 +182,8 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
             "Here $m$ is a location, $s > 0$ a scale for every dimension, $dot.o$ the product dimension by dimension. $z_1 tilde.op q^*(z|x_1)$ "
             "means: $z_1$ is itself a code, made in the same way, with noise of its own. The law $q^*$ is thus defined by itself, as the fixed "
             "point of this recipe. Since $x_1$ is a fresh draw from the data, $z_1$ follows the law of *all* codes, $q^*(z) = EE_x q^*(z|x)$, and "
-            "is independent of $x$: noise and signal have the same shape. That is the whole trick, and chapter 1d lives on it."
+            "is independent of $x$: noise and signal have the same shape. That is the whole "
+            f"trick{where_told(study, '1d', ', and chapter 1d lives on it')}."
         ),
         Paragraph("Putting the recipe into itself once, and twice:"),
         Equation(unroll(1, "typst") + ",", "echo-1"),
@@ -238,7 +239,8 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Heading("A code of this study's data"),
         Paragraph(
-            f"The same on real images: the echo encoder of the sweep of chapter 1d at $beta$ = {told_beta(code['beta'])}, seed {code['seed']} "
+            f"The same on real images: the echo encoder of the sweep{where_told(study, '1d', ' of chapter 1d')} at "
+            f"$beta$ = {told_beta(code['beta'])}, seed {code['seed']} "
             f"({code['dimensions']} dimensions, {code['active']} of them active), and the first test image. The images that follow are drawn at "
             "random from the training images; the weight of each is the product of the scales before it."
         ),

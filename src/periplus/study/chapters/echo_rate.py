@@ -237,6 +237,7 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
             f"seeds with 95 % intervals; points beyond {3 * first['ln_n']:.0f} nats are left out.",
             figures["curve"]["command"],
             "Rate-distortion curves of three models",
+            width=0.75,
             label="three-curves",
         ),
         curves.comparison_table(

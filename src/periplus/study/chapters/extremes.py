@@ -17,7 +17,7 @@ from periplus.study import curves
 from periplus.study.curves import betas, half, mean, told_beta, values
 from periplus.study.judging import nearest_distances
 from periplus.study.question import Figures, Question, Results
-from periplus.study.telling import number, settings_of
+from periplus.study.telling import counted, number, settings_of, where_told
 from periplus.study.workshop import Workshop
 
 COLUMNS = 12
@@ -148,9 +148,9 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Heading("What was trained"),
         Paragraph(
-            f"{len(betas(record))} values of $beta$, {record['seeds']} seed{'s' * (record['seeds'] != 1)} each, one hidden layer of "
-            f"{record['config']['hidden']} units on either side. $q(z)$ is evaluated exactly, as the mixture of all encodings of the split (chapter "
-            "1b)."
+            f"{len(betas(record))} values of $beta$, {counted(record['seeds'], 'seed')} each, one hidden layer of "
+            f"{record['config']['hidden']} units on either side. $q(z)$ is evaluated exactly, as the mixture of all encodings of the "
+            f"split{where_told(study, '1b', ' (chapter 1b)')}."
         ),
         settings_of(record["config"]),
         Command(record["command"]),
@@ -197,7 +197,7 @@ def sweep_table(record: dict[str, Any], command: str) -> Table:
     return Table(
         ("β", "D, train", "D, test", "rate R", "marginal rate", "KL[q(z) || p(z)]", "active units", "samples"),
         tuple(rows),
-        f"The sweep, in nats per image: mean over {record['seeds']} seeds ± half the 95 % interval. Rates on test images ($N$ = "
+        f"The sweep, in nats per image: mean over {counted(record['seeds'], 'seed')} ± half the 95 % interval. Rates on test images ($N$ = "
         f"{first['test']['examples']:,}, $ln N$ = {first['test']['ln_n']:.2f}). "
         f"Best constant image: {level(record, 'constant_distortion', 'train'):.2f} (train), {level(record, 'constant_distortion'):.2f} (test). "
         f"Least distortion possible on test images: {level(record, 'entropy_floor'):.2f}.{whose_images(record)} "

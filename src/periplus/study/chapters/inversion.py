@@ -25,7 +25,7 @@ from periplus.report import Block, Command, Equation, Figure, Finding, Heading, 
 from periplus.runs import Run
 from periplus.seeds import stream
 from periplus.study.question import Figures, Question, Results
-from periplus.study.telling import number
+from periplus.study.telling import counted, number
 from periplus.study.workshop import Workshop
 
 MODEL = "wgan-gp"
@@ -207,7 +207,7 @@ def draw(results: Results, workshop: Workshop) -> Figures:
     told = results["planted"]
     counts = list(range(1, told["starts"] + 1))
     curve = {"label": "mean over the planted images", "x": counts, "y": [100 * chance(told, k) for k in counts]}
-    plots.lines([{"x_label": "starts", "y_label": "found / %", "curves": [curve]}], workshop.folder / path, height=2.3)
+    plots.lines([{"x_label": "starts", "y_label": "found / %", "curves": [curve], "y_most": 100.0}], workshop.folder / path, height=2.3)
     figures["planted"] = {"path": str(path), "command": again}
     return figures
 
@@ -308,8 +308,9 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Heading("What was found"),
         Figure(
             figures["minima"]["path"],
-            "Targets, not selected; the image of the best code found; then the images of the next certified minima that look different, with the "
-            "squared error of each.",
+            "Targets, not selected; the image of the best code found; then those of the next certified minima whose images differ, from each other's "
+            f"and from the best's, by more than {record['thresholds']['same_image_rms']:g} per pixel (root mean square, pixels in [0, 1]). Below "
+            "each its squared error.",
             figures["minima"]["command"],
             "Rows of targets and of their inversions",
             label="minima",
@@ -441,7 +442,7 @@ def seeds_block(results: Results) -> tuple[Block, ...]:
     runs = results["runs"]
     if len(runs) < 2:
         return ()
-    told = ", ".join(f"{number(run['mean_error'])} (seed {run['seed']}, {run['starts']} starts)" for run in runs)
+    told = ", ".join(f"{number(run['mean_error'])} (seed {run['seed']}, {counted(run['starts'], 'start')})" for run in runs)
     return (Paragraph(f"The same images in the generators of all seeds, mean squared error of the best: {told}."),)
 
 

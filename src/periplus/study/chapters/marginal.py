@@ -16,7 +16,7 @@ from periplus.seeds import stream
 from periplus.study import curves
 from periplus.study.curves import betas, half, mean, told_beta, values
 from periplus.study.question import Figures, Question, Results
-from periplus.study.telling import number
+from periplus.study.telling import number, where_told
 from periplus.study.workshop import Workshop
 
 #: Largest batch, and how many codes the batches of one size hold together.
@@ -158,7 +158,8 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Paragraph(
             "so the prior's rate is an upper bound on the information [@hoffman2016] [@alemi2018], tight where codes follow the prior. The terms, "
-            "measured on the test images of the sweep of chapter 1a (the difference is taken image by image, so its error is smaller than those of "
+            f"measured on the test images of the sweep {where_told(study, '1a', 'of chapter 1a', 'with the rate against the prior')} "
+            "(the difference is taken image by image, so its error is smaller than those of "
             "its parts):"
         ),
         split_table(sweeps["vae"], figures["curve"]["command"]),
@@ -203,7 +204,8 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         bias_table(results, figures["bias"]["command"]),
         Heading("Trained with it"),
         Paragraph(
-            f"The second sweep is that of chapter 1a with `--rate marginal`: the loss is [@rd-loss] with the {config['estimator']} estimate from "
+            f"The second sweep is {where_told(study, '1a', 'that of chapter 1a', 'the same')} with `--rate marginal`: "
+            f"the loss is [@rd-loss] with the {config['estimator']} estimate from "
             f"batches of {config['batch_size']}. No prior holds the codes, and samples are drawn from $q(z)$ itself. What a code costs is told by "
             "two figures: the exact marginal rate of the test images, which cannot exceed the logarithm of their number; and, for comparison with "
             "a prior, $EE [ln q(z|x) - ln q(z)]$ on test images with $q(z)$ the mixture over the *training* images, which both sides of a channel "
@@ -223,6 +225,7 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
             f"other; means over seeds with 95 % intervals. Points beyond {highest:.0f} nats are left out.",
             figures["curve"]["command"],
             "Rate-distortion curves with the prior's and with the marginal rate",
+            width=0.8,
             label="marginal-curve",
         ),
         Finding(conclusion(results)),

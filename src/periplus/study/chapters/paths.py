@@ -33,7 +33,7 @@ from periplus.report import Block, Command, Equation, Figure, Finding, Heading, 
 from periplus.runs import Run
 from periplus.study.chapters.inversion import FEW_STARTS, MODEL, run_path, typeset
 from periplus.study.question import Figures, Question, Results
-from periplus.study.telling import number
+from periplus.study.telling import counted, number
 from periplus.study.workshop import Workshop
 
 PAIRS, STARTS, SEGMENTS = 20, 8, 64
@@ -42,6 +42,8 @@ TRIED = 6
 COARSER = (8, 16, 32)
 ALTERNATIVES = 3
 SHOWN, FRAMES, PLACES = 3, 9, 97
+#: What an even cross-fade of pixels along the line would score, with exact ends.
+FADE = 4 / 3
 #: A path costs as much as the line when it does to within this part.
 WORTH = 1e-3
 NAMES = {"line": "straight line", "spherical": "spherical", "path": "cheapest path found"}
@@ -167,7 +169,7 @@ def draw(results: Results, workshop: Workshop) -> Figures:
         path = Path("figures") / "2d-scores.svg"
         groups = [{"label": NAMES[c], "y": results["runs"][0][c]} for c in CURVES]
         plots.paired_dots(
-            groups, workshop.folder / path, f"the {len(told)} pairs, by the line's score", "score Ũ", {"cross-fade": 4 / 3, "floor": 1.0}
+            groups, workshop.folder / path, f"the {len(told)} pairs, by the line's score", "score Ũ", {"cross-fade": FADE, "floor": 1.0}
         )
         figures["scores"] = {"path": str(path), "command": again}
     return figures
@@ -324,7 +326,8 @@ def strips(results: Results) -> tuple[Block, ...]:
     for k, example in enumerate(results["shown"]):
         pair, drawn = pairs[example["pair"]], results["figures"][f"strip-{k}"]
         scores = (
-            f": $tilde(U)$ = {number(pair['straight_score'])}, {number(pair['spherical_score'])} and {number(pair['score'])}"
+            f": $tilde(U)$ = {number(pair['straight_score'])} of the line, {number(pair['spherical_score'])} of spherical interpolation and "
+            f"{number(pair['score'])} of the path"
             if pair["distance"] > 0
             else ""
         )
@@ -505,6 +508,12 @@ def saving_sentence(run: dict[str, Any]) -> str:
     return f"The path found is {verdict} (mean ratio {number(mean)}, {interval}; {scores}); {counted} of {len(found)} pairs."
 
 
+def fade_sentence(run: dict[str, Any]) -> str:
+    """The path against what a cross-fade of pixels would score."""
+    above, count = sum(score > FADE for score in run["path"]), len(run["path"])
+    return f"For {above} of {counted(count, 'pair')} the path scores above the $4\\/3$ that an even cross-fade of pixels would, with exact ends."
+
+
 def spherical_sentence(run: dict[str, Any]) -> str:
     """Spherical interpolation against the line."""
     found = [a / b for a, b in zip(run["spherical"], run["line"], strict=True)]
@@ -547,7 +556,8 @@ def conclusion(results: Results) -> str:
     pairs = usable(results["record"])
     if not pairs:
         return headline(results)
-    parts = [saving_sentence(results["runs"][0]), spherical_sentence(results["runs"][0])]
+    first = results["runs"][0]
+    parts = [saving_sentence(first), fade_sentence(first), spherical_sentence(first)]
     if len(results["runs"]) > 1:
         told = ", ".join(f"{number(fmean(ratios(run)))} (seed {run['seed']})" for run in results["runs"] if run["path"])
         parts.append(f"Mean ratios in the generators of all seeds: {told}.")

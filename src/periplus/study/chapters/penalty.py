@@ -13,7 +13,7 @@ from periplus.study import judging
 from periplus.study.chapters.gan import class_figure, neighbour_figure, network_sentence, sample_figures
 from periplus.study.comparison import comparison_blocks, comparison_conclusion, draw_comparison
 from periplus.study.question import Figures, Question, Results
-from periplus.study.telling import collapse_sentence, joined, number, run_table, settings_of
+from periplus.study.telling import collapse_sentence, counted, joined, number, run_table, settings_of
 from periplus.study.workshop import Workshop
 
 PANELS = {
@@ -113,7 +113,8 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         neighbour_figure(results, "wgan-neighbours"),
         Heading("Side by side"),
         Paragraph(
-            f"Both models had the same generator widths, the same budget of {config['epochs']} epochs and {len(runs)} seeds. Seeds are "
+            f"Both models had the same generator widths, the same budget of {counted(config['epochs'], 'epoch')} and "
+            f"{counted(len(runs), 'seed')}. Seeds are "
             "the sample: intervals are Welch's for the difference of means over seeds, at 95 % for all rows together."
         ),
         *side_by_side(results),
@@ -173,7 +174,7 @@ def conclusion(results: Results) -> str:
         parts.append(f"WGAN-GP is *{row['verdict']}* than the GAN in: {row['title']}.")
     if open_rows:
         seeds = len(results["runs"])
-        parts.append(f"With {seeds} seed{'s' * (seeds != 1)} this study *cannot tell* them apart in: {'; '.join(row['title'] for row in open_rows)}.")
+        parts.append(f"With {counted(seeds, 'seed')} this study *cannot tell* them apart in: {'; '.join(row['title'] for row in open_rows)}.")
     return " ".join(parts)
 
 

@@ -17,7 +17,7 @@ from periplus.seeds import stream
 from periplus.study import curves
 from periplus.study.chapters.echo import example
 from periplus.study.question import Figures, Question, Results
-from periplus.study.telling import number
+from periplus.study.telling import number, where_told
 from periplus.study.workshop import Workshop
 
 CLIP, TERMS, WARM = 0.99, 100, 160
@@ -28,6 +28,8 @@ TIMED, DIMENSIONS = (100, 1024), 32
 GRADIENT_BATCHES, GRADIENT_ROWS = 60, 1000
 #: A bias that is told: so many standard errors.
 TOLD = 3.5
+#: The example where chapter 1c, which introduces it, is not there.
+EXAMPLE = "An example, $x tilde.op cal(U)(-1, 1)$, $m(x) = x$, $s(x) = 0.5 + 0.3 x$"
 SAMPLERS = {
     "ring": "ring, guarded",
     "closed": "ring, one lap only",
@@ -272,7 +274,8 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Heading("Accuracy"),
         Paragraph(
-            f"The example of chapter 1c, for which $EE z^2$ = {truth['second_moment']:.4f} in closed form. Rows of a batch depend on each other, so "
+            f"{where_told(study, '1c', 'The example of chapter 1c', EXAMPLE)}, for which $EE z^2$ = {truth['second_moment']:.4f} in closed form. "
+            "Rows of a batch depend on each other, so "
             "standard errors are taken over independent batches. The last column is the price of dependence: the variance of a batch's mean over "
             "that of as many independent rows."
         ),
