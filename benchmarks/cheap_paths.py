@@ -30,6 +30,8 @@ from periplus.machine import environment
 from periplus.path_judge import judge_paths
 
 RESULT = Path(__file__).parent / "results" / "cheap_paths.json"
+#: What a cell is compared with the plain run of its seed by.
+MEASURES = ("excess", "reduction", "frechet", "frechet_ratio", "squared_error_ratio", "precision_on_path", "processor_seconds_ratio")
 KEPT = ("excess", "straight_excess", "gap", "end_error", "squared_error", "jump", "converged", "realism", "settings", "step")
 
 
@@ -104,13 +106,17 @@ def gather(options: argparse.Namespace) -> dict[str, Any]:
                 row["samples"] = json.loads((out / "scores.json").read_text())
             rows.append(row)
     weights = " ".join(f"{w:g}" for w in options.weights)
+    plains = {row["seed"]: row for row in rows if row["objective"] == "plain"}
+    comparisons = [compare(row, plains[row["seed"]]) for row in rows if row["seed"] in plains]
     return {
         "command": f"python benchmarks/cheap_paths.py --epochs {options.epochs} --seeds {options.seeds} --pairs {options.pairs} --weights {weights}",
         "epochs": options.epochs,
         "pairs": options.pairs,
         "asked": len(cells(options)),
         "there": len(rows),
-        "comparisons": [compare(row, plain) for row in rows for plain in rows if plain["objective"] == "plain" and plain["seed"] == row["seed"]],
+        "summary": summarise(comparisons),
+        "against_surrogate": against_surrogate(comparisons),
+        "comparisons": comparisons,
         "environment": environment("cpu"),
         "cells": rows,
     }
@@ -137,6 +143,36 @@ def compare(row: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
+def over_seeds(values: list[float]) -> dict[str, Any]:
+    """Mean and Student's 95 % interval over seeds; the interval of one seed is None."""
+    low, high = metrics.mean_interval(values)
+    return {"mean": sum(values) / len(values), "interval": [low, high] if math.isfinite(low) else None, "seeds": len(values)}
+
+
+def summarise(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every objective and weight over its seeds."""
+    kinds = dict.fromkeys((row["objective"], row["weight"]) for row in comparisons)
+    found = []
+    for objective, weight in kinds:
+        own = [row for row in comparisons if (row["objective"], row["weight"]) == (objective, weight)]
+        named = {name: [row[name] for row in own if name in row] for name in MEASURES}
+        found.append({"objective": objective, "weight": weight} | {name: over_seeds(values) for name, values in named.items() if values})
+    return found
+
+
+def against_surrogate(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The least-cost objective less the surrogate of the same weight and seed: positive reductions mean that its excess is smaller."""
+    by_cell = {(row["objective"], row["weight"], row["seed"]): row for row in comparisons}
+    weights = sorted({row["weight"] for row in comparisons if row["objective"] == "least"})
+    found = []
+    for weight in weights:
+        pairs = [(by_cell["least", weight, row["seed"]], row) for row in comparisons if (row["objective"], row["weight"]) == ("straight", weight)
+                 and ("least", weight, row["seed"]) in by_cell]  # fmt: skip
+        named = {name: [a[name] - b[name] for a, b in pairs if name in a and name in b] for name in MEASURES}
+        found.append({"weight": weight} | {name: over_seeds(values) for name, values in named.items() if values})
+    return found
+
+
 def figure(result: dict[str, Any], path: Path) -> None:
     """The trade-off: reduction of the excess against the Frechet distance and the reconstruction error, over those of the plain run."""
     import matplotlib
@@ -144,29 +180,37 @@ def figure(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    drawn, axes = plt.subplots(1, 3, figsize=(11, 3.4), constrained_layout=True)
+    drawn, axes = plt.subplots(1, 3, figsize=(11, 3.6), constrained_layout=True)
     panels = (
-        ("frechet_ratio", "Fréchet / plain"),
+        ("frechet_ratio", "Fréchet distance / plain"),
         ("squared_error_ratio", "squared error of inversion / plain"),
-        ("precision_on_path", "precision on path"),
+        ("precision_on_path", "precision of images on the path"),
     )
+    looks = {
+        "least": ("least-cost objective", "#0072B2", "o"),
+        "straight": ("straight-line surrogate", "#D55E00", "s"),
+        "plain": ("plain", "#444444", "D"),
+    }
     for axis, (key, label) in zip(axes, panels, strict=True):
-        for objective, mark in (("least", "o"), ("straight", "s"), ("plain", "*")):
-            chosen = [row for row in result["comparisons"] if row["objective"] == objective and key in row]
-            x = [row["reduction"] for row in chosen]
-            bars = [
-                [row["reduction"] - row["reduction_interval"][0] for row in chosen],
-                [row["reduction_interval"][1] - row["reduction"] for row in chosen],
-            ]
-            axis.errorbar(x, [row[key] for row in chosen], xerr=bars, fmt=mark, label=objective, capsize=2)
-            for row in chosen:
-                axis.annotate(f"{row['weight']:g}", (row["reduction"], row[key]), textcoords="offset points", xytext=(4, 4), fontsize=7)
-        axis.axvline(0.3, color="grey", lw=0.7, ls=":")
-        axis.set_xlabel("reduction of the excess of U~")
+        for objective, (name, colour, mark) in looks.items():
+            each = [row for row in result["comparisons"] if row["objective"] == objective and key in row]
+            means = [row for row in result["summary"] if row["objective"] == objective and key in row]
+            axis.plot([row["reduction"] for row in each], [row[key] for row in each], mark, color=colour, markersize=3, alpha=0.45, linestyle="none")
+            means.sort(key=lambda row: row["weight"])
+            x, y = ([row[m]["mean"] for row in means] for m in ("reduction", key))
+            axis.plot(x, y, marker=mark, color=colour, markersize=7, markerfacecolor="white", linewidth=1, label=name)
+            for row in means:
+                if row["weight"]:
+                    at = (row["reduction"]["mean"], row[key]["mean"])
+                    axis.annotate(f"λ = {row['weight']:g}", at, textcoords="offset points", xytext=(6, 5), fontsize=7)
+        axis.axvline(0.3, color="grey", lw=0.8, ls=":")
+        axis.set_xlabel("reduction of the excess of Ũ")
         axis.set_ylabel(label)
-    axes[0].legend()
+        axis.margins(x=0.1, y=0.12)
+    axes[0].legend(fontsize=7)
+    cells_there = f"{result['there']} of {result['asked']} trainings"
     drawn.suptitle(
-        f"MNIST, {result['epochs']} epochs, {result['pairs']} held-out pairs, {result['there']} of {result['asked']} cells; numbers: weight",
+        f"MNIST, {result['epochs']} epochs, {result['pairs']} held-out pairs, {cells_there}; small: one seed; large: means; dotted: the aim",
         fontsize=9,
     )
     drawn.supxlabel(f"{result['command']} --figure {path.name}", fontsize=6)
