@@ -202,12 +202,13 @@ def figure(result: dict[str, Any], path: Path) -> None:
             for row in means:
                 if row["weight"]:
                     at = (row["reduction"]["mean"], row[key]["mean"])
-                    axis.annotate(f"λ = {row['weight']:g}", at, textcoords="offset points", xytext=(6, 5), fontsize=7)
+                    side = {"xytext": (-7, 5), "ha": "right"} if objective == "least" else {"xytext": (7, -9), "ha": "left"}
+                    axis.annotate(f"λ = {row['weight']:g}", at, textcoords="offset points", fontsize=7, color=colour, **side)
         axis.axvline(0.3, color="grey", lw=0.8, ls=":")
         axis.set_xlabel("reduction of the excess of Ũ")
         axis.set_ylabel(label)
         axis.margins(x=0.1, y=0.12)
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=7, loc="lower right")
     cells_there = f"{result['there']} of {result['asked']} trainings"
     drawn.suptitle(
         f"MNIST, {result['epochs']} epochs, {result['pairs']} held-out pairs, {cells_there}; small: one seed; large: means; dotted: the aim",
