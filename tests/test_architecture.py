@@ -16,7 +16,7 @@ HOUSE = Path(periplus.__file__).parent
 #: Rooms by floor; a name stands for a module or for a package with all that is in it.
 FLOORS = [
     {"errors", "files", "seeds", "objectives", "metrics", "channels", "information"},
-    {"data", "networks", "piecewise", "autoencoders", "stacking", "pictures", "inversion", "paths"},
+    {"data", "networks", "piecewise", "passes", "autoencoders", "stacking", "pictures", "inversion", "paths"},
     {"config", "machine", "locks", "checkpoints", "runs", "training", "features"},
     {"evaluation", "scoring", "comparing", "locating", "passages", "path_judge"},
     {"plots", "report", "console", "engines", "sweeps", "textbook", "benchmarking"},

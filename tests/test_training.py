@@ -42,7 +42,7 @@ from periplus.checkpoints import list_checkpoints, load_checkpoint
 from periplus.data import composites, formats
 from periplus.networks import AdversarialNetworks, ConvCritic, ConvGenerator, MLPCritic, MLPGenerator, recalibrate_batch_norm
 from periplus.training import adversarial, journal
-from periplus.training.adversarial import critic_step, generator_step, make_fakes, new_state, update_average
+from periplus.training.adversarial import average_weight, critic_step, generator_step, make_fakes, new_state, update_average
 from periplus.training.steps import WATCHED, Batches, hold_out, some_images
 
 torch.set_num_threads(1)
@@ -618,6 +618,22 @@ def test_the_average_is_the_average(decay: float, digits: ImageData, tmp_path: P
             average[name] = kept * average[name] + (1 - kept) * tensors[f"generator.{name}"].double()
             torch.testing.assert_close(tensors[f"ema.{name}"].double(), average[name], rtol=1e-5, atol=1e-7)
             assert decay or torch.equal(tensors[f"ema.{name}"], tensors[f"generator.{name}"])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.99, 0.999])
+def test_the_average_of_a_long_memory_takes_steps_together(decay: float) -> None:
+    """Eight at a time where each would weigh less than 1/64: the weights of the past are the same at every eighth step, and nothing is forgotten."""
+    kept = whole = 1.0
+    waited = 0
+    for step in range(3000):
+        each = 1 - min(decay, (1 + step) / (10 + step))
+        found = average_weight(decay, step)
+        assert found in (0.0, pytest.approx(each)) or each < 1 / 64
+        kept, whole, waited = kept * (1 - found), whole * (1 - each), 0 if found else waited + 1
+        assert waited < 8
+        if step % 8 == 7:
+            assert found > 0 and kept == pytest.approx(whole, rel=1e-9)
+    assert (decay >= 0.99) == (average_weight(decay, 2000) == 0)
 
 
 def test_the_averaged_generator_has_the_statistics_of_its_own_activations(reference: Callable[..., Path], digits: ImageData) -> None:

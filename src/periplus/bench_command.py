@@ -31,7 +31,7 @@ class BenchTrain(Common):
     threads: Annotated[int | None, arg(help="Threads of one operation; default: as torch has them.")] = None
     rounds: Annotated[int, arg(help="Turns of each contender; ratios are taken within a round.")] = 7
     seconds: Annotated[float, arg(help="How long a turn takes, about.")] = 1.0
-    precision: Annotated[Literal["float32", "bfloat16"], arg(help="bfloat16: autocast, for all contenders.")] = "float32"
+    precision: Annotated[Literal["float32", "bfloat16"], arg(help="Of our step; loops of tutorials are timed in float32.")] = "float32"
     device: Annotated[str, arg(help="auto (a GPU where there is one), cpu, cuda, cuda:N.")] = "auto"
     out: Annotated[
         Path | None, arg(help="The JSON file to write. Default: benchmarks/results/bench_train_*.json where that folder is, else ./bench_train.json.")

@@ -6,6 +6,8 @@ an order drawn anew in each round, and every ratio is taken within a round; what
     periplus        the step of `periplus.training.adversarial`, with all that it does at each step
     textbook_W      the loop of `periplus.textbook` on PIL pictures through a DataLoader with W worker processes; the fastest W is "the textbook"
     memory          the same loop on images that lie in memory as floats
+    ..._float32     where `periplus` computes in bfloat16, loops of tutorials stay in float32, as they come. Then two more take part:
+    ..._bfloat16    our step in float32, and the loop in memory under autocast
     critic steps    ours alone, without penalty, with it, and with it differentiated twice; on fakes that are given, or made within the step
 
 The machine's rate is that of products of two square matrices, one after the other, just before or just after our turn. What a step multiplies is
@@ -174,31 +176,41 @@ class Contest:
     def turns(self, stack: ExitStack) -> list[Turn]:
         """All contenders, warm; the stack ends what they started."""
         config, (train_data, _) = self.config, hold_out(self.config, self.data)
+        plain = dataclasses.replace(config, precision="float32")
         steps: dict[str, Step] = {"periplus": our_step(config, train_data)}
         batches = {f"textbook_{workers}": from_loader(train_data, config.batch_size, workers) for workers in WORKERS}
         for name, source in (batches | {"memory": in_memory(train_data, config.batch_size, config.device)}).items():
-            steps[name] = textbook(config, train_data, stack.enter_context(closing(source))).step
+            steps[name] = textbook(plain, train_data, stack.enter_context(closing(source))).step
+        if config.precision == "bfloat16":
+            steps["periplus_float32"] = our_step(plain, train_data)
+            source = stack.enter_context(closing(in_memory(train_data, config.batch_size, config.device)))
+            steps["memory_bfloat16"] = textbook(config, train_data, source).step
         turns = [Turn(name, step, self.seconds, config.device) for name, step in steps.items()]
         alone = critic_steps(config, train_data) if PENALTIES[config.model] != "none" else {}
         return turns + [Turn(name, step, self.seconds / 2, config.device) for name, step in alone.items()]
 
     def record(self, rates: Rounds, products: Rounds, flop: int, counts: dict[str, int]) -> Record:
         """What the rounds came to."""
-        names = ("periplus", *(f"textbook_{workers}" for workers in WORKERS), "memory")
-        fastest = max(names[1:-1], key=lambda name: statistics.median(rates[name]))
+        books = [f"textbook_{workers}" for workers in WORKERS]
+        fastest = max(books, key=lambda name: statistics.median(rates[name]))
+        extra = ("periplus_float32", "memory_bfloat16") if self.config.precision == "bfloat16" else ()
+        others = {"textbook": fastest, **{name: name for name in ("memory", *extra)}}
         images, epochs = self.images_per_step, 100 * len(hold_out(self.config, self.data)[0])
-        reached = [rate * flop / product for rate, product in zip(rates["periplus"], products[self.config.precision], strict=True)]
+        ours = {self.config.precision: "periplus"} | ({"float32": "periplus_float32"} if extra else {})
+        reached = {
+            kind: summary(rate * flop / product for rate, product in zip(rates[name], products[kind], strict=True)) for kind, name in ours.items()
+        }
         pace = {name: significant(epochs / images / statistics.median(rates[name])) for name in ("periplus", fastest, "memory")}
         return {
             "batch_size": self.config.batch_size,
-            "images_per_second": {name: summary(images * rate for rate in rates[name]) for name in names},
+            "images_per_second": {name: summary(images * rate for rate in rates[name]) for name in ("periplus", *books, "memory", *extra)},
             "textbook": fastest,
-            "ratio": {"textbook": rates.ratio("periplus", fastest), "memory": rates.ratio("periplus", "memory")},
+            "ratio": {name: rates.ratio("periplus", other) for name, other in others.items()},
             "seconds_per_100_epochs": pace,
             "product_gflop_per_second": {name: summary(rate / 1e9 for rate in products[name]) for name in self.precisions},
             "step_gflop": flop / 1e9,
             "step_gflop_per_second": summary(rate * flop / 1e9 for rate in rates["periplus"]),
-            "share_of_product": summary(reached),
+            "share_of_product": reached,
             "penalty": None if PENALTIES[self.config.model] == "none" else {fakes: penalty_record(rates, fakes) for fakes in FAKES},
             "steps_per_turn": counts,
         }
@@ -373,6 +385,11 @@ def significant(value: float, digits: int = 4) -> float:
 
 
 HEADER = ("median", "lowest", "highest")
+OTHERS = {
+    "memory": "textbook on floats in memory",
+    "periplus_float32": "periplus in float32",
+    "memory_bfloat16": "textbook in memory, autocast",
+}
 
 
 def tables(record: Record) -> Iterator[tuple[list[str], list[list[str]]]]:
@@ -383,10 +400,10 @@ def tables(record: Record) -> Iterator[tuple[list[str], list[list[str]]]]:
             **{f"textbook, workers: {workers}, images/s": size["images_per_second"][f"textbook_{workers}"] for workers in WORKERS},
             "textbook on floats in memory, images/s": size["images_per_second"]["memory"],
             "periplus / fastest textbook on pictures": size["ratio"]["textbook"],
-            "periplus / textbook on floats in memory": size["ratio"]["memory"],
+            **{f"periplus / {OTHERS[name]}": found for name, found in size["ratio"].items() if name != "textbook"},
             **{f"{kind} product, GFLOP/s": found for kind, found in size["product_gflop_per_second"].items()},
             "products of our step, GFLOP/s": size["step_gflop_per_second"],
-            "the same as a share of the machine's": size["share_of_product"],
+            **{f"share of the {kind} product, our step in it": found for kind, found in size["share_of_product"].items()},
         }
         ways = {"ours": "critic's step with penalty / without", "double_backward": "differentiated twice / without"}
         for fakes, (way, words) in itertools.product(FAKES if size["penalty"] else (), ways.items()):

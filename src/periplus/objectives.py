@@ -108,10 +108,15 @@ def relativistic_generator_loss(real_score: Tensor, fake_score: Tensor, dim: int
 
 def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """x_hat = e x + (1 - e) G(z) with one e ~ U[0, 1] per example, broadcast over channels and pixels."""
+    return torch.lerp(fake, real, interpolation_weights(real, generator))
+
+
+def interpolation_weights(real: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One e ~ U[0, 1] for each example of (B, ...): (B, 1, ...), of its kind."""
     device = real.device if generator is None else generator.device
     wide = real.dtype if real.dtype == torch.float64 else torch.float32  # of bfloat16 there are 256 weights only
     e = torch.rand((real.shape[0],) + (1,) * (real.dim() - 1), generator=generator, device=device, dtype=wide)
-    return torch.lerp(fake, real, e.to(real.device, real.dtype))
+    return e.to(real.device, real.dtype)
 
 
 def gradient_penalty(
@@ -168,12 +173,12 @@ def squared_norm(gradient: Tensor) -> Tensor:
 
 def norm_penalty(gradient: Tensor, target: float = 1.0) -> Tensor:
     """(|gradient|_2 - target)^2 of each example's gradient (B, ...) -> (B,)."""
-    return (gradient_norm(gradient) - target).square()
+    return penalty_of_square(squared_norm(gradient), target)
 
 
-def gradient_norm(gradient: Tensor) -> Tensor:
-    """Euclidean norm of each example's gradient (B, ...) -> (B,), with a derivative that is finite at zero; float32 or better."""
-    return (squared_norm(gradient) + NORM_EPSILON).sqrt()
+def penalty_of_square(square: Tensor, target: float = 1.0) -> Tensor:
+    """(sqrt(square) - target)^2 of squared norms (B,) -> (B,), with a derivative that is finite at zero."""
+    return ((square + NORM_EPSILON).sqrt() - target).square()
 
 
 def score_gradient(critic: Critic, images: Tensor, create_graph: bool = False) -> Tensor:

@@ -22,6 +22,7 @@ and the critic sees some of these images among the fakes, so that it knows what 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from periplus.config import AdversarialConfig
 from periplus.data import ImageData
 from periplus.errors import Interrupted, RunError, UsageError
 from periplus.networks import AdversarialNetworks, ImageShape, has_batch_norm, place, recalibrate_batch_norm
+from periplus.passes import MatrixChain, matrix_chain, paint
 from periplus.pictures import image_grid
 from periplus.piecewise import PiecewiseLinear, piecewise_linear
 from periplus.runs import SAMPLES, codes, load_module
@@ -163,6 +165,9 @@ def judge(critic: nn.Module, real: Tensor, fake: Tensor, penalty: Penalty) -> tu
 
 def judge_first_order(chain: PiecewiseLinear, real: Tensor, fake: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
     """`judge` for a chain of affine maps and rectifiers: no graph of a graph, and the first map is applied to each image once."""
+    matrices = matrix_chain(chain)
+    if matrices is not None:
+        return judge_matrices(matrices, real, fake, penalty)
     h = chain.first(torch.cat([real, fake]))
     score, received = chain.scores(h)
     real_score, fake_score = objectives.check_scores(score, 2 * len(real)).float().chunk(2)
@@ -173,6 +178,20 @@ def judge_first_order(chain: PiecewiseLinear, real: Tensor, fake: Tensor, penalt
         return real_score, fake_score, objectives.norm_penalty(gradient).mean()
     gradient = chain.gradient(received, real.shape[1:])
     return real_score, fake_score, 2 * objectives.squared_norm(gradient).mean()
+
+
+def judge_matrices(chain: MatrixChain, real: Tensor, fake: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
+    """`judge` for a chain of matrices, whose backward pass is written out."""
+    interpolated = penalty == "interpolated"
+    score, square = chain.judge(real, fake, objectives.interpolation_weights(real).flatten(1) if interpolated else None)
+    real_score, fake_score = score.float().chunk(2)
+    return real_score, fake_score, objectives.penalty_of_square(square).mean() if interpolated else 2 * square.mean()
+
+
+def scores_for_images(critic: nn.Module, images: Tensor) -> Tensor:
+    """`scores` as a function of the images alone: what the generator's step needs."""
+    matrices = matrix_chain(piecewise_linear(critic))
+    return scores(critic, images) if matrices is None else matrices.score(images).float()
 
 
 def judge_second_order(critic: nn.Module, real: Tensor, fake: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,7 +241,7 @@ def critic_step(state: State, config: AdversarialConfig, real: Tensor, fake: Ten
     with autocast(config):
         real_score, fake_score, penalty = judged(state.critic, real, fake.detach(), PENALTIES[config.model])
         loss = CRITIC_LOSSES[config.model](real_score, fake_score) + penalty_factor(config) * penalty
-    norm, healthy = apply_gradients(state.critic_optimizer, state.critic, loss, healthy)
+    norm, healthy = apply_gradients(state.critic_optimizer, loss, healthy)
     return torch.stack([loss, penalty, real_score.mean(), fake_score.mean(), norm]).detach(), healthy
 
 
@@ -233,9 +252,9 @@ def generator_step(
     with autocast(config):
         with torch.no_grad():
             real_score = scores(state.critic, real) if config.model == "rpgan" else None
-        loss = generator_loss(config, scores(state.critic, fake), real_score)
+        loss = generator_loss(config, scores_for_images(state.critic, fake), real_score)
         total = loss if visit is None else loss + path_loss(state, config, visit, real_score)
-    norm, healthy = apply_gradients(state.generator_optimizer, state.generator, total, healthy)
+    norm, healthy = apply_gradients(state.generator_optimizer, total, healthy)
     return torch.stack([loss, norm]).detach(), healthy
 
 
@@ -246,7 +265,7 @@ def path_loss(state: State, config: AdversarialConfig, visit: Visit, real_score:
     """
     images = visit.inner()
     paired = None if real_score is None else real_score[torch.arange(len(images), device=real_score.device) % len(real_score)]
-    realism = generator_loss(config, scores(state.critic, images), paired)
+    realism = generator_loss(config, scores_for_images(state.critic, images), paired)
     if state.paths is not None:
         state.paths.add(visit, realism)
     return config.path_weight * EVERY * visit.scores.mean() + realism
@@ -263,7 +282,7 @@ def with_path_points(fake: Tensor, visit: Visit) -> Tensor:
 def make_fakes(state: State, config: AdversarialConfig, like: Tensor) -> Tensor:
     """Fakes (B, C, H, W) of fresh codes for a batch like this one, with the generator's graph."""
     with autocast(config):
-        fake: Tensor = state.generator(draw_codes(config, like))
+        fake = paint(state.generator, draw_codes(config, like))
     return fake.to(like.dtype)
 
 
@@ -285,14 +304,25 @@ def update_average(ema: nn.Module, generator: nn.Module, decay: float, step: int
 
     Buffers (running statistics) are copied as they are; see `recalibrate_batch_norm`.
     """
-    torch._foreach_lerp_(list(ema.parameters()), list(generator.parameters()), average_weight(decay, step))
-    for mean, current in zip(ema.buffers(), generator.buffers(), strict=True):
-        mean.copy_(current)
+    weight = average_weight(decay, step)
+    if weight:
+        torch._foreach_lerp_(list(ema.parameters()), list(generator.parameters()), weight)
+        for mean, current in zip(ema.buffers(), generator.buffers(), strict=True):
+            mean.copy_(current)
+
+
+#: Steps that would weigh less than this are taken in so many at once: an average over so many does not see the difference, and a pass over the
+#: weights at each of them takes up to a fifteenth of a step.
+LIGHT, AT_ONCE = 1 / 64, 8
 
 
 def average_weight(decay: float, step: int) -> float:
-    """The weight of the generator in its average after a step."""
-    return 1 - min(decay, (1 + step) / (10 + step))
+    """The weight of the generator in its average after a step; 0 where the average waits. What is left of the past is the same either way."""
+    first = step - step % AT_ONCE
+    kept = [min(decay, (1 + s) / (10 + s)) for s in range(first, first + AT_ONCE)]
+    if 1 - kept[0] >= LIGHT:
+        return 1 - kept[step - first]
+    return 0.0 if step < first + AT_ONCE - 1 else 1 - math.prod(kept)
 
 
 # ---- the loop -------------------------------------------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def autoencoder_step(
     rate = rate_of(config, channel, z, mean, log_scale, population).mean()
     loss = distortion + config.beta * rate
     total = loss + path_loss(state, config, images) if state.paths is not None and state.paths.due(state.step) else loss
-    norm, healthy = apply_gradients(state.optimizer, state.networks, total, healthy)
+    norm, healthy = apply_gradients(state.optimizer, total, healthy)
     return torch.stack([loss, distortion, rate, norm]).detach(), healthy
 
 

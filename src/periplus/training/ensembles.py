@@ -320,10 +320,13 @@ def descend(optimizer: StackedAdam, losses: Tensor, healthy: Tensor) -> tuple[Te
 def update_averages(ensemble: Ensemble, step: int) -> None:
     """`update_average` of `periplus.training.adversarial` for every cell, with its own decay."""
     means, currents = list(ensemble.ema.parameters()), list(ensemble.generator.parameters())
+    buffers = list(zip(ensemble.ema.buffers(), ensemble.generator.buffers(), strict=True))
     for cells, config in ensemble.groups:
-        torch._foreach_lerp_([mean[cells] for mean in means], [current[cells] for current in currents], average_weight(config.ema, step))
-    for mean, current in zip(ensemble.ema.buffers(), ensemble.generator.buffers(), strict=True):
-        mean.copy_(current)
+        weight = average_weight(config.ema, step)
+        if weight:
+            torch._foreach_lerp_([mean[cells] for mean in means], [current[cells] for current in currents], weight)
+            for mean, current in buffers:
+                mean[cells] = current[cells]
 
 
 # ---- the loop -------------------------------------------------------------------------------------------------------------------------------

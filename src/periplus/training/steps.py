@@ -128,13 +128,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
     return {f"{prefix}{i}.{k}": v for i, moments in optimizer.state_dict()["state"].items() for k, v in moments.items()}
 
 
-def apply_gradients(optimizer: torch.optim.Adam, module: nn.Module, loss: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
-    """Differentiate the loss with respect to one module only, and step unless anything is, or ever was, non-finite.
+def apply_gradients(optimizer: torch.optim.Adam, loss: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
+    """Differentiate the loss with respect to the optimiser's parameters only, and step unless anything is, or ever was, non-finite.
 
     Returns the gradient's norm and the flag `healthy` (a boolean on the device), which once false stays false. The fused optimiser itself skips
     the step when `found_inf` is set, so nobody waits for the flag to reach the host.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    parameters = [p for p in optimizer.param_groups[0]["params"] if p.requires_grad]  # a walk through the modules would take longer than a layer
     gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
     norm = total_norm(gradients)
     healthy = healthy & loss.isfinite() & norm.isfinite()
@@ -151,11 +151,23 @@ def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def total_norm(gradients: tuple[Tensor, ...]) -> Tensor:
-    """Euclidean norm of all gradients together. `torch.nn.utils.get_total_norm` takes up to twice as long, sorting them by device and type."""
+    """Euclidean norm of all gradients together. `torch.nn.utils.get_total_norm` takes up to twice as long, sorting them by device and type.
+
+    On the host a product of each with itself: it takes a third of the time of its norm, which one thread computes.
+    """
     if len({(g.device, g.dtype) for g in gradients}) > 1:
         return torch.nn.utils.get_total_norm(gradients)
+    if gradients[0].device.type == "cpu":
+        return torch.stack([squared_sum(g) for g in gradients]).sum().sqrt()
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     return norm
+
+
+def squared_sum(values: Tensor) -> Tensor:
+    """The sum of squares of a tensor, whatever its order in memory: a scalar."""
+    dense = values if values.is_contiguous() else values.t() if values.dim() == 2 else values.contiguous()
+    flat = dense.reshape(-1)
+    return torch.dot(flat, flat)
 
 
 @torch.no_grad()
