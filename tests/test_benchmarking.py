@@ -231,9 +231,10 @@ def test_operations_are_counted_as_by_hand(model: str, digits: ImageData) -> Non
     if model == "gan":  # its dropout needs passes as they come
         critic, through = scored * one * (sum(c) + sum(c) + sum(c[1:])), one * (sum(c) + sum(c))
     else:  # forward; to the weights from scores and slopes at once; back to what a layer receives. The generator's: forward, back to the images
-        critic, through = one * (scored * sum(hidden) + (scored + sloped) * sum(c) + scored * sum(hidden[1:])), 2 * one * sum(hidden)
-    # slopes: down to the images, and up again. Where they are asked for between images, what the rectifiers receive there, but for the first layer
-    slopes = one * (2 * sloped * sum(hidden) + (sum(hidden[1:]) if model == "wgan-gp" else 0))
+        weights = scored * sum(c) + sloped * sum(hidden)
+        critic, through = one * (scored * sum(hidden) + weights + scored * sum(hidden[1:])), 2 * one * sum(hidden)
+    # slopes: down to the images, and up to the last rectifiers; between images also what rectifiers receive there, but for the first layer
+    slopes = one * (sloped * (sum(hidden) + sum(hidden[:-1])) + (sum(hidden[1:]) if model == "wgan-gp" else 0))
     relative = one * sum(c) if model == "rpgan" else 0  # the generator's loss has the scores of real images in it
     assert step_flop(settings, digits) == generator + critic + through + slopes + relative
 

@@ -14,6 +14,12 @@ squared slopes, p_k, goes up as a_k does. So a layer's gradient is the sum of tw
 
     dL/dW_k = sum over scored images d_k a_k' + sum over slopes g_k p_k' = [d_k, g_k] [a_k, p_k]'
 
+But for the last hidden layer: there g = m * w, the slopes m of its rectifiers times the weights w of the head, and with K = sum over slopes m p'
+
+    dL/dW += diag(w) K,  dL/dw += rows of W * K added up
+
+serves both, so p needs not go up to the head.
+
 Under autocast a pass works in autocast's type from end to end: it casts on entry, once, and returns scores, slopes, images and gradients in float32.
 Statistics of batch normalisation stay in float32, and so do the sums within every product.
 """
@@ -142,7 +148,8 @@ class Judgement(torch.autograd.Function):
         parameters, batch = cast(given, dtype), len(real)
         weights, biases = parameters[::2], parameters[1::2]
         scored, sloped = 2 * batch, 2 * batch if mix is None else batch
-        above = [w.new_empty(scored + sloped, w.shape[1]) for w in weights]  # [a_k; p_k]: forward fills a, backward p
+        above = [w.new_empty(scored + sloped, w.shape[1]) for w in weights[:-1]]  # [a_k; p_k]: forward fills a, backward p
+        above.append(weights[-1].new_empty(scored, weights[-1].shape[1]))
         below = [w.new_empty(scored + sloped, w.shape[0]) for w in weights[:-1]]  # [d_k; g_k]: forward fills g, backward d
         chain.lift(real, out=above[0][:batch])
         chain.lift(fake, out=above[0][batch:scored])
@@ -166,24 +173,29 @@ class Judgement(torch.autograd.Function):
         ctx.chain, ctx.above, ctx.below, ctx.heights, ctx.places, ctx.gradient = chain, above, below, heights, places, g
         ctx.given = [None if p is None else p.dtype for p in given]
         squares = torch.linalg.vector_norm(g, dim=1, dtype=torch.promote_types(dtype, torch.float32)).square()
-        return head_scores(above[-1][:scored], weights[-1], biases[-1]), squares
+        return head_scores(above[-1], weights[-1], biases[-1]), squares
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_scores: Tensor, d_squares: Tensor) -> tuple[Tensor | None, ...]:
         weights, slopes, above, below = ctx.saved_tensors, ctx.chain.slopes, ctx.above, ctx.below
-        scored, last, dtype = len(d_scores), len(slopes), weights[0].dtype
+        scored, top, dtype = len(d_scores), len(slopes) - 1, weights[0].dtype
         torch.mul(ctx.gradient, 2 * d_squares[:, None], out=above[0][scored:])
-        for k in range(last):
+        for k in range(top):
             p = torch.mm(above[k][scored:], weights[k].t())
             rectifier_backward.grad_input(p, ctx.places[k], slopes[k], False, grad_input=above[k + 1][scored:])
 
-        into_head = torch.cat([d_scores, d_scores.new_full((len(d_squares),), ctx.chain.scale)]).to(dtype)
-        found: list[Tensor] = [into_head[None] @ above[last], d_scores.sum(0, keepdim=True)]
-        d = d_scores[:, None].to(dtype) * weights[last]
-        for k in reversed(range(last)):
+        head = weights[-1]
+        m = rectifier_backward(head.new_full((), ctx.chain.scale).expand_as(ctx.places[top]), ctx.places[top], slopes[top], False)
+        both = torch.mm(m.t(), above[top][scored:])
+        d_head = torch.mm(d_scores[None].to(dtype), above[-1]) + (weights[top] * both).sum(1)
+        found: list[Tensor] = [d_head, d_scores.sum(0, keepdim=True)]
+        d = d_scores[:, None].to(dtype) * head
+        for k in reversed(range(top + 1)):
             rectifier_backward.grad_input(d, ctx.heights[k], slopes[k], False, grad_input=below[k][:scored])
-            found = [torch.mm(below[k].t(), above[k]), below[k][:scored].sum(0), *found]
+            rows = slice(scored) if k == top else slice(None)
+            d_weight = torch.mm(below[k][rows].t(), above[k][rows])
+            found = [d_weight.addcmul_(both, head.t()) if k == top else d_weight, below[k][:scored].sum(0), *found]
             d = torch.mm(below[k][:scored], weights[k]) if k else d
         return None, None, None, None, None, *(None if kind is None else p.to(kind) for p, kind in zip(found, ctx.given, strict=True))
 
