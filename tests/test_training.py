@@ -212,6 +212,8 @@ def test_sampling_does_not_touch_the_users_random_numbers(reference: Callable[..
         ("wgan-gp", {"critic_steps": 2}, (7, 9)),
         ("gan", {"ema": 0.0, "held_out": 0}, (6, 7, 8)),
         ("rpgan", {"critic_steps": 2}, (3, 9)),
+        ("wgan-gp", {"precision": "bfloat16"}, (5,)),
+        ("rpgan", {"precision": "bfloat16"}, (5,)),
         ("gan", {"architecture": "conv"}, (7,)),
         ("wgan-gp", {"architecture": "conv", "critic_steps": 2}, (3, 8)),
         ("rpgan", {"architecture": "conv"}, (5,)),
