@@ -200,10 +200,11 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Heading("What would be cheating"),
         Paragraph(
             "One image $M$ for every code scores 1: the pairs are of the generator's own images, held, which the critic judges as ever. Exact ends "
-            "and then all at once the blend scores nearly 1 as well: a critic that has seen images on paths judges them. A steeper generator, with "
-            "codes nearer to each other, has a smaller $U$: $tilde(U)$ divides by $l$, and the prior is fixed. Pairs of like images have a small "
-            "$U$: these are left out. The surrogate puts the straight line for $Z^*$, all else the same. Whether it helps is judged on *real* "
-            "images that training never saw, with codes and paths found anew."
+            "and then all at once the blend scores nearly 1 as well: a critic that has seen images on paths judges them, though one whose slope a "
+            "penalty holds at 1 can charge only so much, and a large $lambda$ buys blends all the same. A steeper generator, with codes nearer to "
+            "each other, has a smaller $U$: $tilde(U)$ divides by $l$, and the prior is fixed. Pairs of like images have a small $U$: these are left "
+            "out. The surrogate puts the straight line for $Z^*$, all else the same. Whether it helps is judged on *real* images that training never "
+            "saw, with codes and paths found anew."
         ),
         Heading("What was found"),
         Paragraph(
