@@ -1,4 +1,4 @@
-"""Chapters 2c and 2d on a tiny study: they measure, draw and tell; what they conclude follows from results.json and from nothing else."""
+"""Chapters 2c, 2d and 2e on a tiny study: they measure, draw and tell; what they conclude follows from results.json and from nothing else."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from periplus import cli, plots, study
 from periplus.data import ImageData, load_data
 from periplus.errors import UsageError
 from periplus.evaluation import splits_of
+from periplus.locating import Search
+from periplus.path_judge import judge_paths
 from periplus.report import Finding, to_data
 from periplus.runs import load_run
 from periplus.study import Settings, made_with, make_study
@@ -450,7 +453,49 @@ def test_2e_says_what_the_scores_say(results: dict[str, Any]) -> None:
     assert "Least-cost objective, λ = 2: the excess of $tilde(U)$ is smaller, by 50 % (" in said
     assert "at 1.50 times the Fréchet distance of samples and 1.50 times the squared error of inversion." in said
     assert "Against the surrogate of the same weight (2) the least-cost objective's is smaller, by 43 %" in said
+    half = float(stats.t.ppf(0.975, 2)) * float(np.std([0.4, 0.35, 0.45], ddof=1)) / 3**0.5
+    assert f"smaller, by 50 % ({100 * (0.4 - half) / 0.8:.0f} to {100 * (0.4 + half) / 0.8:.0f} %)" in said, "Student's interval over three pairs"
     set_judged(results, **{"least-2": [1.9, 1.6, 1.95]})
     assert "not told apart" in CONCLUSIONS["2e"](results["chapters"]["2e"])
     set_judged(results, **{"least-2": [2.8, 2.7, 2.9]})
     assert "larger, by 125 %" in finding(results, "2e")
+
+
+def test_2e_says_whether_the_surrogate_lowers_what_it_prices(results: dict[str, Any]) -> None:
+    judged = results["chapters"]["2e"]["judged"]
+    judged["plain"]["straight_excess"]["mean"], judged["straight-2"]["straight_excess"]["mean"] = 0.98, 2.1
+    assert "have an excess of 2.1 on these pairs, 0.98 without it: what it lowers between codes of the prior it does not lower here." in finding(
+        results, "2e"
+    )
+    judged["straight-2"]["straight_excess"]["mean"] = 0.5
+    assert "have an excess of 0.5 on these pairs, 0.98 without it. Intervals" in finding(results, "2e")
+
+
+def test_2e_shows_morphs_before_and_after_and_the_bound(original: Path, results: dict[str, Any]) -> None:
+    """A row of images for each of three trainings, from codes in results.json that begin and end where the judge's paths do."""
+    chapter = results["chapters"]["2e"]
+    assert list(chapter["shown"]) == ["plain", "straight-2", "least-2"]
+    test = splits_of(load_run(original / "study/runs/wgan-gp-0"), load_data(original / "tiny.npz"))[1]
+    for name, shown in chapter["shown"].items():
+        run = load_run(original / "study/variants" / f"cheap-{name}")
+        images = run.decode(torch.tensor(shown)).detach().double().flatten(2)
+        assert images.shape[:2] == (2, 5)
+        ends = images[:, [0, -1]].flatten(0, 1) - test.images[:4].double().flatten(1) / 255
+        pairs = judge_paths(run, test, 3, Search(2, keep="best"), segments=8, extractor=cheap.eyes_of(test))["pairs"][:2]
+        assert ends.square().sum(1).tolist() == pytest.approx([pair[end]["error"] for pair in pairs for end in ("a", "b")], rel=1e-3)
+    blocks = to_data(cheap.QUESTION.tell(chapter, results))
+    captions = [block["caption"] for block in blocks if block["kind"] == "Table"]
+    assert "An excess of 0 is what no path undercuts" in captions[0] and "of 3 paths of each converged" in captions[0]
+    told = [block["text"] for block in blocks if block["kind"] == "Command"]
+    assert told[1] == "periplus path study/variants/cheap-least-2 --judge --n 3 --starts 2 --segments 8"
+
+
+def test_2e_is_judged_by_the_command_that_it_tells(original: Path, measured: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The very scores of the chapter, by the command line."""
+    monkeypatch.chdir(original)
+    blocks = to_data(cheap.QUESTION.tell(measured["chapters"]["2e"], measured))
+    told = [block["text"] for block in blocks if block["kind"] == "Command"][1]
+    cli.run([*shlex.split(told)[1:], "--out", str(tmp_path / "judged")])
+    found = json.loads((tmp_path / "judged/judge.json").read_text())
+    scores = measured["chapters"]["2e"]["judged"]["least-2"]["scores"]
+    assert [pair["score"] for pair in found["pairs"]] == pytest.approx(scores, rel=1e-6)

@@ -65,7 +65,7 @@ def test_the_score_of_a_path_is_that_of_the_solver():
     found = path_scores(decoder(path.points), path.points, x_a, x_b).detach()
     assert float(found) == pytest.approx(float(path.score), rel=2e-4)
     line = straight(z_a, z_b, 256)
-    assert float(straight_scores(decoder(line), x_a, x_b)) == pytest.approx(float(path.straight_cost / path.floor), rel=2e-3)
+    assert float(straight_scores(decoder(line), x_a, x_b).detach()) == pytest.approx(float(path.straight_cost / path.floor), rel=2e-3)
 
 
 def test_a_cross_fade_scores_four_thirds_and_the_middle_alone_one():
@@ -149,6 +149,18 @@ def test_rushing_to_the_middle_is_met_by_a_limit_of_speed():
     assert float(speed_excess(start, x_a, x_b)) == 0.0
 
 
+@pytest.mark.parametrize("limit", [1.0, 2.0, 4.0])
+def test_what_haste_the_limit_leaves(limit: float):
+    """From A to M at the limit, M, from M to B at the limit: nothing to pay, and U~ = 1 + 1 / (3 limit): 4/3 for an even fade, 1 for a jump."""
+    x_a, x_b = a_pair()
+    t = torch.linspace(0, 1, 4001, dtype=x_a.dtype)
+    share = ((limit * t).clamp(max=0.5) + (limit * (t - 1) + 0.5).clamp(min=0))[:, None, None, None]
+    images = ((1 - share) * x_a + share * x_b)[None]
+    assert float(speed_excess(images, x_a, x_b, limit)) == pytest.approx(0.0, abs=1e-9)
+    assert float(speed_excess(images, x_a, x_b, limit / 1.5)) > 0.1
+    assert float(straight_scores(images, x_a, x_b)) == pytest.approx(1 + 1 / (3 * limit), rel=1e-5)
+
+
 def test_rushing_to_the_middle_is_met_by_a_critic_on_the_path():
     """Real images are the circle through both ends; their middle is none of them. A critic that knows it keeps the path on the circle."""
     x_a, x_b = torch.tensor([[[[-1.0, 0.0]]]]), torch.tensor([[[[1.0, 0.0]]]])
@@ -172,15 +184,30 @@ def test_a_steeper_decoder_gains_nothing():
     decoder, (x_a, x_b) = Bent(), a_pair()
     points = straight(torch.tensor([[-1.0, 0.4]]), torch.tensor([[0.8, 1.1]]), N)
     for k in (2.0, 10.0):
-        images, near = decoder(points), points / k
+        images, near = decoder(points).detach(), points / k
         assert torch.equal(images, decoder(k * near)) or torch.allclose(images, decoder(k * near))
         assert float(path_scores(images, near, x_a, x_b)) == pytest.approx(float(path_scores(images, points, x_a, x_b)), rel=1e-12)
         cost = [float((relative_costs(images, x_a, x_b)[:, 1:] * z.diff(dim=1).norm(dim=2)).sum()) for z in (near, points)]
         assert cost[0] == pytest.approx(cost[1] / k)  # U itself falls with k: the guard is the division by l
 
 
+def test_the_judge_of_paths_cannot_be_won_by_a_steeper_decoder():
+    """The whole search between codes that are k times nearer in G(k z): U falls by k, U~ does not."""
+    decoder, (x_a, x_b) = Bent(), a_pair()
+    z_a, z_b = torch.tensor([[-1.0, 0.4]], dtype=torch.float64), torch.tensor([[0.8, 1.1]], dtype=torch.float64)
+    as_it_is = minimal_path(decoder, z_a, z_b, x_a, x_b, segments=32)
+    for k in (2.0, 10.0):
+        steeper = minimal_path(lambda z, k=k: decoder(k * z), z_a / k, z_b / k, x_a, x_b, segments=32)
+        assert float(steeper.cost) == pytest.approx(float(as_it_is.cost) / k, rel=1e-4)
+        assert float(steeper.score) == pytest.approx(float(as_it_is.score), rel=1e-4)
+
+
 def test_a_pair_of_equal_images_is_refused():
-    x, _ = a_pair()
+    """What is refused is a score without a unit: as the images of the ends come nearer, the same images between them count for ever more."""
+    x, other = a_pair()
+    between = fade(x, other, N)
+    for near in (1e-1, 1e-2):
+        assert float(straight_scores(between, x, x + near * (other - x))) > 0.3 / near**2
     with pytest.raises(UsageError, match="pair 0 has the same image"):
         straight_scores(fade(x, x, N), x, x)
 

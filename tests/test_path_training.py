@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import shlex
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from periplus import AdversarialConfig, AutoencoderConfig, cli, load_data, load_run, train
+from periplus import AdversarialConfig, AutoencoderConfig, load_data, load_run, train
 from periplus.data import ImageData
 from periplus.errors import Interrupted, RunError, UsageError
 from periplus.path_judge import judge_paths
+from periplus.paths.loss import SPEED_LIMIT
+from periplus.paths.starts import straight
 from periplus.training import adversarial, autoencoder, path_term, stacked
-from periplus.training.path_term import EVERY, NEAREST, PAIRS, PathTerm, typical_squared_distance
+from periplus.training.path_term import EVERY, NEAREST, PAIRS, SEGMENTS, PathTerm, typical_squared_distance
 
 STEPS = 20
 SMALL: dict[str, Any] = {"max_steps": STEPS, "batch_size": 32, "latent_dim": 6, "log_every": 5, "sample_every": 100, "checkpoint_every": 8, "seed": 3}
@@ -163,6 +163,31 @@ def test_pairs_of_like_images_are_left_out(guarded: bool, digits: ImageData, mon
     assert NEAREST > 0 or not guarded
 
 
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_generator_that_has_nothing_but_the_term(guarded: bool, digits: ImageData, monkeypatch: pytest.MonkeyPatch):
+    """Held ends and middles that are drawn to blends of them: without a critic its images shrink towards one; the floor of Dist^2 ends that."""
+    if not guarded:
+        monkeypatch.setattr(path_term, "NEAREST", 0.0)
+    term, generator = PathTerm(adversary(device="cpu"), digits), generator_of(3.0)
+    optimizer = torch.optim.Adam(generator.parameters(), lr=3e-3)
+
+    def squared_distance() -> float:
+        z = torch.randn(2, 500, 6, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return float((generator(z[0]) - generator(z[1])).flatten(1).square().sum(1).mean())
+
+    before = squared_distance()
+    torch.manual_seed(1)
+    for _ in range(300):
+        visit = term.visit_generator(generator)
+        if visit is not None:
+            optimizer.zero_grad()
+            visit.scores.mean().backward()
+            optimizer.step()
+    shrunk = squared_distance() / before
+    assert shrunk > 0.1 if guarded else shrunk < 0.06
+
+
 @pytest.mark.parametrize("objective", ["least", "straight"])
 def test_the_ends_of_a_generated_pair_are_exact_and_held(objective: str, digits: ImageData):
     generator = generator_of(3.0)
@@ -216,13 +241,164 @@ def test_the_critic_learns_of_images_along_paths(digits: ImageData):
     inner = visit.inner().detach()
     assert all(bool((inner == image).flatten(1).all(1).any()) for image in shown[24:])
     # and what the generator pays for them is its loss by that critic
-    before = float(adversarial.path_loss(state, config, visit, None))
+    before = float(adversarial.path_loss(state, config, visit, None).detach())
     free = dataclasses.replace(config, path_weight=0.0)
-    realism = float(-state.critic(visit.inner()).mean())
-    assert float(adversarial.path_loss(state, free, visit, None)) == pytest.approx(realism, rel=1e-5)
-    assert before - realism == pytest.approx(EVERY * float(visit.scores.mean()), rel=1e-5)
+    realism = float(-state.critic(visit.inner()).mean().detach())
+    assert float(adversarial.path_loss(state, free, visit, None).detach()) == pytest.approx(realism, rel=1e-5)
+    assert before - realism == pytest.approx(EVERY * float(visit.scores.mean().detach()), rel=1e-5)
     paired = adversarial.path_loss(state, dataclasses.replace(free, model="rpgan"), visit, torch.zeros(5))  # fewer real images than images on paths
     assert bool(paired.isfinite())
+
+
+def test_a_training_shows_its_paths_to_the_critic_and_to_the_generator(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """At every fourth step the critic's fakes end in images on the paths that the generator pays for; at the others there is no path."""
+    shown: list[torch.Tensor] = []
+    paid: list[torch.Tensor | None] = []
+    critic_step, generator_step = adversarial.critic_step, adversarial.generator_step
+
+    def critic(state: Any, config: Any, real: torch.Tensor, fake: torch.Tensor, *others: Any) -> Any:
+        shown.append(fake.detach().clone())
+        return critic_step(state, config, real, fake, *others)
+
+    def generator(state: Any, config: Any, real: torch.Tensor, fake: torch.Tensor, healthy: Any, visit: Any = None) -> Any:
+        paid.append(None if visit is None else visit.inner().detach().clone())
+        assert (visit is None) == torch.equal(shown[-1], fake.detach())  # what the generator's own loss is of is never replaced
+        return generator_step(state, config, real, fake, healthy, visit)
+
+    monkeypatch.setattr(path_term, "NEAREST", 0.0)
+    monkeypatch.setattr(adversarial, "critic_step", critic)
+    monkeypatch.setattr(adversarial, "generator_step", generator)
+    train(adversary(max_steps=2 * EVERY), digits, tmp_path / "run")
+    assert [inner is not None for inner in paid] == [True, False, False, False] * 2
+    for images, inner in zip(shown, paid, strict=True):
+        on_path = [] if inner is None else [bool((inner == image).flatten(1).all(1).any()) for image in images]
+        assert sum(on_path) == (0 if inner is None else len(images) // 4) and (inner is None or all(on_path[-len(images) // 4 :]))
+
+
+# ---- a critic on the path: what it holds, and what it cannot ---------------------------------------------------------------------------------
+
+CIRCLE_PAIRS = 8
+
+
+def on_a_circle(angle: torch.Tensor) -> torch.Tensor:
+    """Images (..., 1, 1, 2) of two pixels on the unit circle: the real ones, whose blends are not."""
+    return torch.stack([angle.cos(), angle.sin()], -1)[..., None, None, :]
+
+
+def radius_of_paths(model: str, weight: float, shown: bool, steps: int = 400) -> float:
+    """Pairs of opposite images, held; between them the images of a decoder that can do anything, at first on the circle, then along the gradient of
+    weight * U~ + realism by a critic that learns beside them. Fakes are perfect. Returns the mean radius of the middles: 0 is the blend M."""
+    torch.manual_seed(0)
+    hidden = (nn.Linear(2, 64), nn.LeakyReLU(0.2), nn.Linear(64, 64), nn.LeakyReLU(0.2))
+    critic = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(64, 1), nn.Flatten(0))
+    config = AdversarialConfig(model=model, device="cpu", precision="float32").resolve(1000)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=2e-3, betas=(0.5, 0.9), fused=True)
+    state = adversarial.State(critic, critic, critic, optimizer, optimizer, torch.zeros(7))
+    arc = on_a_circle(2 * torch.pi * torch.rand(CIRCLE_PAIRS, 1) + torch.linspace(0, torch.pi, SEGMENTS + 1))
+    points = straight(torch.zeros(CIRCLE_PAIRS, 3), torch.ones(CIRCLE_PAIRS, 3), SEGMENTS).float()
+    free = nn.Parameter(arc[:, 1:-1].clone())
+    descent, healthy, radii = torch.optim.Adam([free], lr=0.01, betas=(0.5, 0.9)), torch.ones((), dtype=torch.bool), []
+    for _ in range(steps):
+        visit = path_term.Visit(points, torch.cat([arc[:, :1], free, arc[:, -1:]], 1), arc[:, 0], arc[:, -1], "least")
+        real, fake = (on_a_circle(2 * torch.pi * torch.rand(64)) for _ in range(2))
+        _, healthy = adversarial.critic_step(state, config, real, adversarial.with_path_points(fake, visit) if shown else fake, healthy)
+        loss = weight * visit.scores.mean() + adversarial.generator_loss(config, critic(visit.inner()), None)
+        (free.grad,) = torch.autograd.grad(loss, free)
+        descent.step()
+        radii.append(float(free[:, 2:-2].detach().flatten(2).norm(dim=2).mean()))
+    return sum(radii[-100:]) / 100
+
+
+@pytest.mark.parametrize("weight", [0.3, 2.0])
+def test_a_critic_that_has_seen_blends_keeps_paths_among_real_images(weight: float):
+    """The guard is that it is shown them: a critic that learns of perfect fakes alone lets every path run through M."""
+    assert radius_of_paths("gan", weight, shown=True) > 0.9
+    assert radius_of_paths("gan", weight, shown=False) < 0.3
+
+
+def test_a_critic_of_slope_one_holds_a_path_up_to_a_weight():
+    """A gradient penalty limits what realism can cost, to a slope of 1: at equal steps c / Dist^2 = (r^2 + 1) / 2 on a circle of Dist = 2, so
+    the weight's pull of 2 w r / N on an image is as strong as realism, 1 / (N - 1), at r = N / (2 w (N - 1)), and there the path stays."""
+    for weight in (1.0, 2.0):
+        assert radius_of_paths("wgan-gp", weight, shown=True, steps=600) == pytest.approx(SEGMENTS / (SEGMENTS - 1) / (2 * weight), rel=0.2)
+
+
+# ---- what autoencoders pay ------------------------------------------------------------------------------------------------------------------
+
+
+class OnALine(nn.Module):
+    """The code of an image, (B, 1): -1 for one of two images, 1 for the other."""
+
+    def __init__(self, x_a: torch.Tensor, x_b: torch.Tensor) -> None:
+        super().__init__()
+        self.x_a, self.unit = x_a, (x_b - x_a).abs().sum()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = 2 * (x - self.x_a).flatten(1).abs().sum(1, keepdim=True) / self.unit - 1
+        return mean, torch.full_like(mean, -3.0)
+
+
+class Table(nn.Module):
+    """A decoder of one dimension that can do anything: images at equal steps of the code, from -1 to 1, at first those of a cross-fade."""
+
+    def __init__(self, x_a: torch.Tensor, x_b: torch.Tensor, places: int = 33) -> None:
+        super().__init__()
+        t = torch.linspace(0, 1, places).view(-1, 1, 1, 1)
+        self.images = nn.Parameter((1 - t) * x_a + t * x_b)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        at = ((z[..., 0] + 1) / 2).clamp(0, 1) * (len(self.images) - 1)
+        before = at.floor().long().clamp(max=len(self.images) - 2)
+        part = (at - before)[..., None, None, None]
+        return (1 - part) * self.images[before] + part * self.images[before + 1]
+
+
+def follow_the_path_loss(digits: ImageData, steps: int = 250) -> path_term.Visit:
+    """What an autoencoder's path loss, and nothing else, makes of such a decoder between two digits: the last of its visits."""
+    x_a, x_b = digits.images[:2, None].float() / 255
+    networks = nn.ModuleDict({"encoder": OnALine(x_a, x_b), "decoder": Table(x_a, x_b)})
+    config = coder(device="cpu", precision="float32", likelihood="gaussian", sigma=0.7, path_weight=1.0, latent_dim=1)
+    optimizer = torch.optim.Adam(networks.parameters(), lr=0.02)
+    state = autoencoder.State(networks, optimizer, torch.zeros(4))
+    state.paths = PathTerm(config, digits)
+    batch = torch.cat([x_a.expand(4, -1, -1, -1), x_b.expand(4, -1, -1, -1)])
+    for _ in range(steps):
+        optimizer.zero_grad()
+        autoencoder.path_loss(state, config, batch).backward()
+        optimizer.step()
+    visit = state.paths.visit_decoder(lambda x: networks["encoder"](x)[0], networks["decoder"], batch)
+    assert visit is not None
+    return visit
+
+
+@pytest.mark.parametrize("without", ["nothing", "RECONSTRUCTION", "SPEED"])
+def test_an_autoencoders_decoder_that_could_do_anything(without: str, digits: ImageData, monkeypatch: pytest.MonkeyPatch):
+    """Without the errors of the ends one image M for every code; without the limit of speed exact ends, and M at once; with both neither."""
+    if without != "nothing":
+        monkeypatch.setattr(autoencoder, without, 0.0)
+    visit = follow_the_path_loss(digits)
+    step = float((visit.images.diff(dim=1).flatten(2).norm(dim=2).max(1).values / (visit.x_a - visit.x_b).flatten(1).norm(dim=1))[0].detach())
+    ends, score = float(visit.end_errors[0].detach()), float(visit.scores[0].detach())
+    if without == "RECONSTRUCTION":
+        assert score < 1.01 and ends > 0.45
+    elif without == "SPEED":
+        assert score < 1.11 and ends < 0.05 and step > 0.4
+    else:
+        assert score < 4 / 3 and ends < 0.05 and step < 1.15 * SPEED_LIMIT / SEGMENTS
+
+
+def test_what_an_autoencoder_pays_is_the_sum_of_three(digits: ImageData):
+    from periplus.runs import build_networks
+
+    config = coder(device="cpu", precision="float32", path_weight=3.0).resolve(len(digits))
+    networks = build_networks(config, digits.shape)
+    state = autoencoder.new_state(config, networks, "cpu")
+    state.paths = PathTerm(config, digits)
+    images = digits.images[:32].float() / 255
+    visit = state.paths.visit_decoder(lambda x: state.networks["encoder"](x)[0], lambda z: autoencoder.decode(state, config, z), images)
+    assert visit is not None
+    parts = visit.scores + path_term.RECONSTRUCTION * visit.end_errors + path_term.SPEED * visit.speed_excess
+    assert float(autoencoder.path_loss(state, config, images).detach()) == pytest.approx(3 * EVERY * float(parts.mean().detach()), rel=1e-5)
 
 
 # ---- what it is for -------------------------------------------------------------------------------------------------------------------------
@@ -243,17 +419,11 @@ def test_it_lowers_the_score_that_the_judge_finds(digits: ImageData, tmp_path: P
         assert "held-out pairs" in record["statements"][0]
 
 
-def test_the_judge_on_the_command_line(
-    digits: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train(adversary(max_steps=4), digits, tmp_path / "run")
-    words = ["path", str(tmp_path / "run"), "--judge", "--n", "3", "--starts", "2", "--segments", "8"]
-    monkeypatch.setattr(sys, "argv", ["periplus", *words])
-    cli.run(words)
-    assert "3 held-out pairs: U~ = " in capsys.readouterr().out
-    found = json.loads((tmp_path / "run/paths/judge.json").read_text())
-    assert found["command"] == shlex.join(["periplus", *words])
-    assert found["settings"]["pairs"] == len(found["pairs"]) == 3 and found["realism"]["extractor"]["name"]
-    assert found["excess"]["mean"] == pytest.approx(sum(pair["score"] for pair in found["pairs"]) / 3 - 1)
-    with pytest.raises(UsageError, match="--judge takes the first"):
-        cli.run([*words, "--pairs", "0,5"])
+def test_a_decoder_that_does_not_pay_for_its_ends_has_none(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The same in a training, by the judge: without the errors of the ends in the term the codes of held-out images decode to something else."""
+    test, found = load_data("digits", split="test"), {}
+    for name, factor in (("guarded", path_term.RECONSTRUCTION), ("unguarded", 0.0)):
+        monkeypatch.setattr(autoencoder, "RECONSTRUCTION", factor)
+        found[name] = judge_paths(train(coder(path_weight=40.0, **LONGER), digits, tmp_path / name), test, 8, segments=8)
+    for error in ("end_error", "squared_error"):
+        assert found["unguarded"][error]["mean"] > 1.4 * found["guarded"][error]["mean"]

@@ -289,6 +289,23 @@ def test_the_lipschitz_bound_is_the_integral_along_two_cones(power, lipschitz):
     assert bounds.lipschitz_floor(squared, distance, start, end, 1e12, power) == pytest.approx(float(bounds.floor(squared, distance, power)))
 
 
+@pytest.mark.parametrize("norm", ["length", "energy"])
+def test_a_decoder_with_one_image_has_the_bound_for_its_cost(norm):
+    """Its Lipschitz constant is 0, the limit of what goes to 0: every path costs what it is long, c l or c l^2, and nothing undercuts that."""
+    layers = network(4).requires_grad_(False)
+    layers[-2].weight.zero_()
+    decode, z_a, z_b = decoder(layers), random(3, 4, seed=1), random(3, 4, seed=2)
+    x_a, x_b = random(3, 1, 1, 12, seed=3), random(3, 1, 1, 12, seed=4)
+    constant = certified_lipschitz(layers, decode, 4)
+    assert constant == 0
+    path = minimal_path(decode, z_a, z_b, x_a, x_b, norm=norm, lipschitz=constant, everywhere=False)
+    torch.testing.assert_close(path.lower_bound, path.cost, rtol=1e-6, atol=0)
+    power = 2 if norm == "length" else 1
+    equal = torch.tensor([0.7], dtype=torch.float64)
+    small, none = (bounds.lipschitz_floor(equal + 3, equal * 2, equal, equal, constant, power) for constant in (1e-5, 0.0))
+    torch.testing.assert_close(small, none, rtol=1e-4, atol=0)
+
+
 def test_the_lipschitz_constant_holds_and_is_below_the_product_of_norms():
     layers = nn.Sequential(*network(5, activation=nn.LeakyReLU, seed=4), nn.Identity())
     layers.insert(1, nn.BatchNorm1d(24, dtype=torch.float64))

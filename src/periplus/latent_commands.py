@@ -250,8 +250,11 @@ class FindPath(Locating):
         from periplus.locating import Search, count, images_of
         from periplus.path_judge import judge_paths
 
-        if self.pairs or self.classes or self.files or self.norm != "length":
-            raise UsageError("--judge takes the first --n pairs of a split in the length reading: leave out --pairs, --classes, --files and --norm")
+        if self.pairs or self.classes or self.files or self.gif or self.norm != "length":
+            raise UsageError(
+                "--judge takes the first --n pairs of a split in the length reading, and draws nothing: "
+                "leave out --pairs, --classes, --files, --gif and --norm"
+            )
         data = images_of(run, self.split, self.data_root)
         search = Search(self.starts, keep="best", seed=self.seed)
         with Countdown(f"judging {count(self.n, 'path')}: inverting its ends") as located:

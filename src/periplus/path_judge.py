@@ -7,12 +7,13 @@ best codes found anew as well (`periplus.paths`, global search): nothing that tr
 decoder. Five things are told together, for each can be bought with another:
 
     score      U~ >= 1, and its excess U~ - 1; with the straight line's, the residual and the gap to what no path can undercut
-    ends       squared errors of both codes over Dist^2: a path between codes of other images is no answer
+    ends       squared errors of both codes, by themselves and over Dist^2: a path between codes of other images is no answer
     realism    how many images along the paths lie where real images lie: precision and density (k = 5) in features of a pinned network, of
                images at equal steps of length; beside it what other real images get (the floor), and pixel cross-fades of the same pairs
     jumps      the largest step of the image among 64 steps along the path, over Dist: a decoder that rushes to the middle has 1/2
 
-Intervals are over pairs (standard errors of means); the spread over trainings takes seeds.
+Intervals are over pairs (standard errors of means); the spread over trainings takes seeds. A pair whose images have one code has no score, and is
+counted in `coincident`. Pairs of the split that a run was trained on are judged as well, and are not called held out.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from periplus import metrics
 from periplus.data import ImageData
+from periplus.errors import UsageError
 from periplus.features import Extractor, extractor_for
 from periplus.locating import OnProgress, Search, count, locate, percent
 from periplus.passages import Passages, first_pairs, images_along, passage_record, price
@@ -50,19 +52,22 @@ def judge_paths(
     """Judge a run's passages between the first 2 P images of a split it was not trained on.
 
     Returns a JSON-ready record: `score`, `excess`, `straight_excess`, `gap`, `end_error`, `jump` (each mean, standard error, median),
-    `converged`, `realism`, `settings`, `statements`, and `pairs`, the record of each as in `passage_record`. `extractor`: by default that of the
-    data. Raises UsageError where the split has too few images.
+    `held_out`, `converged`, `coincident`, `realism`, `settings`, `statements`, and `pairs`, the record of each as in `passage_record`. `extractor`:
+    by default that of the data. Raises UsageError where the split has too few images, or no pair has two codes.
     """
     targets, chosen = first_pairs(data, pairs)
     inversion = locate(run, targets, search, on_progress=on_progress)
     settings: dict[str, Any] = {"segments": segments, "norm": "length", "alternatives": 1}
     passages = price(run, targets, chosen, search, inversion=inversion, **settings)
     each = passage_record(run, passages, search, **settings)["pairs"]
+    scored = [pair for pair in each if pair["score"] is not None]
+    if not scored:
+        raise UsageError(f"{run.path}: the images of each pair have one and the same code, and there is no path to judge")
     columns = {
-        "score": [pair["score"] for pair in each],
-        "excess": [pair["score"] - 1 for pair in each],
-        "straight_excess": [pair["straight_score"] - 1 for pair in each],
-        "gap": [pair["gap"] for pair in each],
+        "score": [pair["score"] for pair in scored],
+        "excess": [pair["score"] - 1 for pair in scored],
+        "straight_excess": [pair["straight_score"] - 1 for pair in scored],
+        "gap": [pair["gap"] for pair in scored],
         "end_error": [(pair["a"]["share"] + pair["b"]["share"]) for pair in each],
         "squared_error": [pair[end]["error"] for pair in each for end in ("a", "b")],
         "jump": largest_steps(run, passages).tolist(),
@@ -73,17 +78,19 @@ def judge_paths(
         "step": run.step,
         "data": run.data.source,
         "split": data.split,
-        "converged": sum(pair["converged"] for pair in each),
+        "held_out": data.split != run.data.split,
+        "converged": sum(pair["converged"] for pair in scored),
+        "coincident": len(each) - len(scored),
         "realism": realism(run, passages, data, extractor or extractor_for(data)),
         "settings": {"pairs": pairs, "search": asdict(search), **settings},
     }
     return record | {"statements": judge_statements(record), "pairs": each}
 
 
-def spread_of(values: list[float]) -> dict[str, float]:
-    """Mean with its standard error, and median."""
+def spread_of(values: list[float]) -> dict[str, float | None]:
+    """Mean with its standard error (None of a single value), and median."""
     found = torch.tensor(values, dtype=torch.float64)
-    error = float(found.std()) / math.sqrt(len(found)) if len(found) > 1 else math.nan
+    error = float(found.std()) / math.sqrt(len(found)) if len(found) > 1 else None
     return {"mean": float(found.mean()), "standard_error": error, "median": float(found.median())}
 
 
@@ -130,14 +137,20 @@ def realism(run: Run, passages: Passages, data: ImageData, extractor: Extractor)
 
 def judge_statements(record: dict[str, Any]) -> list[str]:
     """What a judgement says, in sentences."""
-    pairs, seen, score = record["settings"]["pairs"], record["realism"], record["score"]
+    scored, seen, score = record["settings"]["pairs"] - record["coincident"], record["realism"], record["score"]
+    error = "" if score["standard_error"] is None else f" (standard error {score['standard_error']:.3f})"
     said = [
-        f"{count(pairs, 'held-out pair')}: U~ = {score['mean']:.3f} (standard error {score['standard_error']:.3f}) on the path found, "
-        f"{record['straight_excess']['mean'] + 1:.3f} on the straight line; 1 is the floor, 4/3 a cross-fade. "
-        f"{record['converged']} of {pairs} converged, mean gap {percent(record['gap']['mean'])}.",
-        f"The ends: both errors together are {percent(record['end_error']['mean'], 1)} of Dist^2. "
-        f"The largest of {STEPS} steps along a path moves the image by {percent(record['jump']['mean'], 1)} of Dist.",
+        f"{count(scored, 'held-out pair' if record['held_out'] else 'pair')}: U~ = {score['mean']:.3f}{error} "
+        f"on the path found, {record['straight_excess']['mean'] + 1:.3f} on the straight line; 4/3 is a cross-fade, "
+        f"and 1 what no path undercuts. {record['converged']} of {scored} converged; above the lower bound of each by "
+        f"{percent(record['gap']['mean'])} on average (gap).",
+        f"The ends: a squared error of {record['squared_error']['mean']:.4g} for each image, both together {percent(record['end_error']['mean'], 1)} "
+        f"of Dist^2. The largest of {STEPS} steps along a path moves the image by {percent(record['jump']['mean'], 1)} of Dist.",
     ]
+    if not record["held_out"]:
+        said.append(f"The run was trained on this split ({record['split']}): these pairs are not held out, and say nothing of others.")
+    if record["coincident"]:
+        said.append(f"{count(record['coincident'], 'pair')} more: one code for both images, and so no score.")
     if seen is None:
         return [*said, "Realism along the path: too few real images are left to tell."]
     shares = {name: percent(seen[name]["precision"]) for name in ("path", "line", "cross_fade", "floor")}

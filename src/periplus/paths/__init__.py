@@ -154,8 +154,8 @@ def minimal_path(
     a, b, owner = all_ends(z_a.to(dtype), z_b.to(dtype))
     if x_a.shape != x_b.shape:
         raise UsageError(f"x_a and x_b have shapes {tuple(x_a.shape)} and {tuple(x_b.shape)}: the same is needed")
-    if lipschitz is not None and not lipschitz > 0:
-        raise UsageError(f"lipschitz is {lipschitz}: a positive number is needed")
+    if lipschitz is not None and not lipschitz >= 0:
+        raise UsageError(f"lipschitz is {lipschitz}: zero or a positive number is needed")
     cost = ImageCost(decode, x_a.to(dtype), x_b.to(dtype))
     check_ends(cost, a, b, owner)
     squared = cost.scale

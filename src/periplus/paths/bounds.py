@@ -46,7 +46,12 @@ def floor(image_distance: Tensor, code_distance: Tensor, power: int) -> Tensor:
 
 
 def lipschitz_floor(image_distance: Tensor, code_distance: Tensor, start: Tensor, end: Tensor, lipschitz: float, power: int) -> Tensor:
-    """The bound above the floor, (P,), from Dist^2, l, and r = ||G - M|| at both ends, (P,) each, and a Lipschitz constant of G."""
+    """The bound above the floor, (P,), from Dist^2, l, and r = ||G - M|| at both ends, (P,) each, and a Lipschitz constant of G.
+
+    A constant of 0 is that of a decoder with one image: r is the same everywhere.
+    """
+    if not lipschitz:
+        return floor(image_distance + 4 * torch.minimum(start, end).square(), code_distance, power)
     meet = ((start + end - lipschitz * code_distance) / 2).clamp(min=0)
     if power == 2:
         return floor(image_distance, code_distance, 2) + 2 * (start**3 + end**3 - 2 * meet**3) / (3 * lipschitz)
