@@ -159,4 +159,4 @@ def conclusion(results: dict[str, Any]) -> str:
                 else "."
             )
         )
-    return " ".join(parts)
+    return "\n".join(parts)
