@@ -453,9 +453,9 @@ def test_a_network_without_labels_is_said_to_be_unknown(result: dict[str, Any]) 
 
 
 def test_features_of_stacked_images_are_said_to_be_of_each_channel(result: dict[str, Any]) -> None:
-    assert "The comparison uses features: the 64 of `digits-recipe-1`" in protocol_sentence(result).replace("\\", "")
+    assert "They are compared by the 64 features of `digits-recipe-1`" in protocol_sentence(result).replace("\\", "")
     result["reference"]["extractor"] |= {"per_channel": True}
-    assert "The comparison uses features of each channel: the 64 of" in protocol_sentence(result)
+    assert "They are compared by the 64 features, channel by channel, of" in protocol_sentence(result)
 
 
 def test_one_run_is_the_reason_for_no_pair_but_its_own() -> None:

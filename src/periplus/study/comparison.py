@@ -129,14 +129,14 @@ def protocol_sentence(result: Mapping[str, Any]) -> str:
         if accuracy
         else " (learned without labels: how well it sees is not known)"
     )
-    each = " of each channel" if extractor["per_channel"] else ""
+    each = ", channel by channel," if extractor["per_channel"] else ""
     blocks = told["floor_blocks"]
     others = f"{blocks} other block{'s' * (blocks != 1)} of {told['samples']:,} real images{' each' * (blocks != 1)}"
     source = f"{plain(told['data'])}, {plain(told['split'])}"
     return (
         f"{told['samples']:,} samples of each run are compared with {told['samples']:,} real images ({source}), and so "
         f"{'is' if blocks == 1 else 'are'} {others}. What these real images get is the *floor*: no generator can be expected to score better with "
-        f"so few images. The comparison uses features{each}: the {extractor['features']} of `{plain(extractor['name'])}` (SHA-256 "
+        f"so few images. They are compared by the {extractor['features']} features{each} of `{plain(extractor['name'])}` (SHA-256 "
         f"{extractor['sha256'][:12]}){known}. No score here is an FID, and scores by another network cannot be compared with these."
     )
 
