@@ -266,6 +266,12 @@ def test_collapse_is_what_the_flags_say(results: dict[str, Any], key: str, room:
     assert isinstance(found := room.QUESTION.tell(chapter, results)[-1], Finding) and found.text.startswith(told)
 
 
+def test_one_run_is_not_counted_among_one(results: dict[str, Any]) -> None:
+    run = results["chapters"]["2a"]["runs"][0]
+    for flag, told in ((True, "The run collapsed; collapsed means"), (False, "The run did not collapse; collapsed means")):
+        assert gan.conclusion({"runs": [run | {"collapsed": flag}]}).startswith(told)
+
+
 def answers(results: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """The answers in short on the first page."""
     return next(b.rows for b in summary(results) if isinstance(b, Answers))

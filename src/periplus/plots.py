@@ -137,7 +137,7 @@ def _few_ticks(axis: Axes, steps: Sequence[float]) -> None:
     """Ticks at whole steps, none twice; of a single step, one tick."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.xaxis.set_major_formatter("{x:,.0f}" if all(float(step).is_integer() for step in steps) or np.ptp(steps) > 4 else "{x:g}")
+    axis.xaxis.set_major_formatter("{x:,.0f}" if all(float(step).is_integer() for step in steps) or np.ptp(steps) > 4 else "{x:.4g}")
     if len(set(steps)) == 1:
         axis.set_xticks([steps[0]])
     elif np.ptp(steps) > 1:
@@ -359,6 +359,7 @@ def rate_distortion(
         raise UsageError("rate_distortion: a curve without points")
 
     every = [point for curve in curves for point in curve["points"]]
+    last = max(float(point["rate"]["mean"]) for point in every)
     extent = tuple(float(np.ptp([point[name]["mean"] for point in every])) or 1.0 for name in ("rate", "distortion"))
 
     def draw(figure: Figure) -> None:
@@ -378,7 +379,8 @@ def rate_distortion(
             offset, align = ((5, 4), ("left", "bottom")) if index % 2 == 0 else ((-5, -4), ("right", "top"))
             places = list(zip(x, y, strict=True))
             for place, name in _point_names(places, [point["name"] for point in points], extent):
-                axis.annotate(raised(name), place, textcoords="offset points", xytext=offset, ha=align[0], va=align[1], fontsize=7, color=colour)
+                side = "right" if place[0] > last - 0.06 * extent[0] else align[0]  # no name leaves the figure
+                axis.annotate(raised(name), place, textcoords="offset points", xytext=offset, ha=side, va=align[1], fontsize=7, color=colour)
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         axis.margins(0.08)

@@ -47,7 +47,7 @@ LEADING = 160  # letters of a paragraph that is kept on the page of what it lead
 BRIEF = 24  # letters of the longest value of settings that are set in two columns
 WHOLE = 30  # letters of a cell that begins with a number, and is set on one line
 DASHES = {"", "-", "–", "—"}
-MINUS = re.compile(r"(?<![\w.\-])-(?=[\d∞])|(?<=\s)-(?=\s)")  # before a number or between spaces, not in a range or a name
+MINUS = re.compile(r"(?<![\w.\-])-(?=[\d∞]|ln\b|E\b)|(?<=\s)-(?=\s)")  # before a number or between spaces, not in a range or a name
 CLOSING = re.compile(r"[.,;:!?)\]’'%]+")
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]")
 SUPPLEMENTS = {Figure: "Figure", Table: "Table", Pseudocode: "Algorithm", Equation: "equation"}

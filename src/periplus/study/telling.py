@@ -136,16 +136,18 @@ def interval(value: float | None, bounds: Sequence[float] | None) -> str:
 def collapse_count(runs: Sequence[dict[str, Any]]) -> str:
     """How many runs collapsed, and which."""
     collapsed = [r["seed"] for r in runs if r["collapsed"]]
+    if len(runs) == 1:
+        return "The run collapsed" if collapsed else "The run did not collapse"
     if not collapsed:
-        return f"None of {len(runs)} runs collapsed" if len(runs) > 1 else "The run did not collapse"
+        return f"None of {len(runs)} runs collapsed"
     return f"{len(collapsed)} of {len(runs)} runs collapsed (seed{'s' * (len(collapsed) != 1)} {', '.join(map(str, collapsed))})"
 
 
 def collapse_sentence(runs: Sequence[dict[str, Any]]) -> str:
     """How many runs collapsed, by the stated rule, and how close the others came."""
     rule = f"a class below {100 * SMALLEST_SHARE:g} % of the samples, or samples less than {SMALLEST_SPREAD:g} times as far apart as the data"
+    told = f"{collapse_count(runs)}; collapsed means {rule}."
     spread = f"the spread is {joined([r['spread'] for r in runs])} of that of the data"
     if runs[0]["smallest_share"] is None:
-        return f"{collapse_count(runs)} (collapsed means: {rule}); {spread}."
-    share = f"The smallest class has {joined([100 * r['smallest_share'] for r in runs])} % of the samples"
-    return f"{collapse_count(runs)} (collapsed means: {rule}). {share}, {spread}."
+        return f"{told} {spread[0].upper()}{spread[1:]}."
+    return f"{told} The smallest class has {joined([100 * r['smallest_share'] for r in runs])} % of the samples, {spread}."

@@ -205,7 +205,7 @@ def draw(results: Results, workshop: Workshop) -> Figures:
         }
         for image in images
     ]
-    plots.search_ends(things, list(KINDS.values()), workshop.folder / path, f"{results['split']} image", "squared error")
+    plots.search_ends(things, list(KINDS.values()), workshop.folder / path, f"{split_name(results)} image", "squared error")
     figures["starts"] = {"path": str(path), "command": again}
     path = Path("figures") / "2c-planted.svg"
     told = results["planted"]
@@ -256,11 +256,11 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Paragraph("A generator has no encoder. Which code belongs to an image $x$? The one whose image is nearest [@creswell2019]:"),
         Equation('z^* in limits("argmin")_(norm(z) <= R) f(z), quad f(z) = norm(G(z) - x)^2 = sum_i (G(z)_i - x_i)^2.', "inversion"),
         Paragraph(
-            f"The images are the first {len(record['images'])} of the split '{plain(results['split'])}', which the generator has not seen. The "
-            f"generator is the run {plain(results['runs'][0]['name'])}, with codes of $d = {record['latent_dim']}$ dimensions. *Why a ball?* The "
-            "last layer is a sigmoid, and no finite code makes a pixel exactly 0 or 1. Over all of $RR^d$ the infimum may therefore lie at "
-            f"infinity, and $z^*$ need not exist. In a ball, which is compact, a minimum exists. $R = {number(record['domain'].get('radius'), 4)}$ "
-            f"holds 99.9 % of the codes that the generator was trained on. {free_sentence(results['free'], record['domain'].get('radius'))}"
+            f"The images are the first {len(record['images'])} {plain(split_name(results))} images, which the generator has not seen. The generator "
+            f"is the run {plain(results['runs'][0]['name'])}, with codes of $d = {record['latent_dim']}$ dimensions. *Why a ball?* The last layer "
+            "is a sigmoid, and no finite code makes a pixel exactly 0 or 1. Over all of $RR^d$ the infimum may therefore lie at infinity, and $z^*$ "
+            f"need not exist. In a ball, which is compact, a minimum exists. $R = {number(record['domain'].get('radius'), 4)}$ holds 99.9 % of the "
+            f"codes that the generator was trained on. {free_sentence(results['free'], record['domain'].get('radius'))}"
         ),
         Heading("What descent can find"),
         Paragraph(
@@ -349,6 +349,11 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Command(f"periplus invert {run_path(results)} --n {len(record['images'])} --starts {record['search']['starts']}"),
         Finding(conclusion(results)),
     )
+
+
+def split_name(results: Results) -> str:
+    """What images that were not trained on are called: test, or held-out where a set has one split."""
+    return str(results["split"]).rpartition("/")[2]
 
 
 def run_path(results: Results) -> str:

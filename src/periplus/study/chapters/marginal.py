@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from periplus import metrics
 from periplus.information import ESTIMATORS, batch_rate, marginal_rate
 from periplus.report import Block, Command, Equation, Figure, Finding, Heading, Paragraph, Pseudocode, Table
 from periplus.seeds import stream
@@ -105,7 +106,7 @@ def draw(results: Results, workshop: Workshop) -> Figures:
     found: list[dict[str, Any]] = []
     for name in ESTIMATORS:
         own = [row for row in results["estimates"] if row["estimator"] == name]
-        ends = [[row["value"] + side * 1.96 * row["standard_error"] for row in own] for side in (-1, 1)]
+        ends = [[row["value"] + side * metrics.student(row["batches"]) * row["standard_error"] for row in own] for side in (-1, 1)]
         told = {"x": [row["batch"] for row in own], "y": [row["value"] for row in own], "low": ends[0], "high": ends[1]}
         found.append({"label": name, **told})
     sizes = found[0]["x"]

@@ -517,6 +517,8 @@ def saved(run: dict[str, Any]) -> str:
     """Whether the path is cheaper than the line, on average over pairs, and by how much."""
     found = ratios(run)
     low, high = metrics.mean_interval(found)
+    if low > 1 - WORTH and high < 1 + WORTH:
+        return f"as dear as the straight line, to within {100 * WORTH:g} % on average"
     if high < 1:
         return f"cheaper than the straight line, by {100 * (1 - fmean(found)):.1f} % on average"
     if low > 1:

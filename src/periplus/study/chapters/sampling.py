@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from periplus import metrics
 from periplus.channels import NEGLIGIBLE, EchoChannel, echo_moments
 from periplus.report import Block, Equation, Figure, Finding, Heading, Paragraph, Pseudocode, Table
 from periplus.seeds import stream
@@ -195,7 +196,7 @@ def draw(results: Results, workshop: Workshop) -> Figures:
     for sampler, name in SAMPLERS.items():
         own = [row for row in results["accuracy"] if row["sampler"] == sampler]
         told = {
-            key: [100 * ((row["found"] + side * 1.96 * row["standard_error"]) / truth - 1) for row in own]
+            key: [100 * ((row["found"] + side * metrics.student(row["batches"]) * row["standard_error"]) / truth - 1) for row in own]
             for key, side in (("y", 0), ("low", -1), ("high", 1))
         }
         found.append({"label": name, "x": [row["batch"] for row in own], **told})
