@@ -2,6 +2,7 @@
 
     python benchmarks/results_table.py runs/compared judged_mnist              docs/results.md, from compare.json
     python benchmarks/results_table.py runs/study-quick study_quick            README.md, from results.json of a study
+    python benchmarks/results_table.py benchmarks/results/study_quick.json     the page alone, in the words of this version, from what was kept
 
 The lines between `<!-- results -->` and `<!-- /results -->` of the page are replaced. What it is made from is copied to
 benchmarks/results/NAME.json, with the figures of a comparison beside it; a study's report becomes docs/example.pdf.
@@ -27,21 +28,26 @@ def table(result: dict, command: str) -> str:
     return "\n\n".join(parts).replace("\\", "")
 
 
-def main() -> None:
-    source, name = Path(sys.argv[1]), sys.argv[2]
+def keep(source: Path, name: str, study: bool) -> None:
+    """Copy what a table is made from, and what is shown beside it, into the repository."""
     kept = HOUSE / "benchmarks" / "results"
-    study = (source / "results.json").exists()
-    found = json.loads((source / ("results.json" if study else "compare.json")).read_text(encoding="utf-8"))
+    shutil.copy(source / ("results.json" if study else "compare.json"), kept / f"{name}.json")
     if study:
-        result, page = found["chapters"]["2b"]["scores"], HOUSE / "README.md"
-        shutil.copy(source / "results.json", kept / f"{name}.json")
         shutil.copy(source / "report.pdf", HOUSE / "docs" / "example.pdf")
-    else:
-        result, page = found, HOUSE / "docs" / "results.md"
-        shutil.copy(source / "compare.json", kept / f"{name}.json")
-        (kept / name).mkdir(exist_ok=True)
-        for figure in sorted(source.glob("figures/*")):
-            shutil.copy(figure, kept / name / figure.name)
+        return
+    (kept / name).mkdir(exist_ok=True)
+    for figure in sorted(source.glob("figures/*")):
+        shutil.copy(figure, kept / name / figure.name)
+
+
+def main() -> None:
+    source = Path(sys.argv[1])
+    path = source if source.is_file() else next(p for p in (source / "results.json", source / "compare.json") if p.exists())
+    found = json.loads(path.read_text(encoding="utf-8"))
+    study = "chapters" in found
+    result, page = (found["chapters"]["2b"]["scores"], HOUSE / "README.md") if study else (found, HOUSE / "docs" / "results.md")
+    if source.is_dir():
+        keep(source, sys.argv[2], study)
     before, rest = page.read_text(encoding="utf-8").split("<!-- results -->")
     _, after = rest.split("<!-- /results -->")
     page.write_text(f"{before}<!-- results -->\n{table(result, found['command'])}\n<!-- /results -->{after}", encoding="utf-8")

@@ -388,7 +388,7 @@ def test_the_command_writes_json_html_and_figures(compared: Path, result: dict[s
     assert "penalty_weight" in result["differences"] and str(compared) not in json.dumps(result)
     page = (out / "compare.html").read_text(encoding="utf-8")
     assert page.count("data:image") >= 2 or page.count("<svg") >= 1
-    assert result["reference"]["extractor"]["sha256"][:12] in page and "the <em>floor</em>, the score of a perfect generator" in page
+    assert result["reference"]["extractor"]["sha256"][:12] in page and "is the <em>floor</em>: no generator can be expected to score better" in page
     for row in result["verdicts"]:
         assert row["title"] in page and row["verdict"] in page
     assert 'src="http' not in page and 'href="http' not in page.replace("https://doi.org", "") or "cdn" not in page
@@ -417,7 +417,7 @@ def test_the_conclusion_is_computed_from_the_verdicts(result: dict[str, Any]) ->
     for row in result["verdicts"]:
         row["verdict"] = "cannot tell"
     undecided = comparison_conclusion(result)
-    assert "These runs *cannot tell* apart: gan and wgan-gp." in undecided
+    assert "All scores together *cannot tell* apart: gan and wgan-gp." in undecided
     result["verdicts"][0]["verdict"] = "better"
     result["verdicts"][3]["verdict"] = "worse"
     said = comparison_conclusion(result)
@@ -428,7 +428,7 @@ def test_the_conclusion_is_computed_from_the_verdicts(result: dict[str, Any]) ->
     ]
     assert [row[-1] for row in shown[0].rows] == ["*better*", "cannot tell", "cannot tell", "*worse*", "cannot tell"]  # type: ignore[union-attr]
     result["equal"][0]["verdicts"][0]["verdict"] = "better"
-    assert "(gan better than wgan-gp)" in comparison_conclusion(result)
+    assert "(gan better than wgan-gp by this score alone, 2 comparisons)" in comparison_conclusion(result)
 
 
 def test_samples_that_anything_tells_from_real_images_are_said_to_be(result: dict[str, Any]) -> None:
@@ -453,16 +453,19 @@ def test_a_network_without_labels_is_said_to_be_unknown(result: dict[str, Any]) 
 
 
 def test_features_of_stacked_images_are_said_to_be_of_each_channel(result: dict[str, Any]) -> None:
-    assert "Features are the 64 of `digits-recipe-1`" in protocol_sentence(result).replace("\\", "")
+    assert "They are compared by the 64 features of `digits-recipe-1`" in protocol_sentence(result).replace("\\", "")
     result["reference"]["extractor"] |= {"per_channel": True}
-    assert "Features are, channel by channel, the 64 of" in protocol_sentence(result)
+    assert "They are compared by the 64 features, channel by channel, of" in protocol_sentence(result)
 
 
 def test_one_run_is_the_reason_for_no_pair_but_its_own() -> None:
     groups = [group(label, frechet=values) for label, values in (("a", (1.0, 1.2)), ("b", (1.1, 1.3)), ("c", (9.0,)))]
     told = {"groups": groups, "verdicts": verdicts(groups), "equal": []}
     why = "(one run of a group has nothing to compare its differences with)"
-    assert f"These runs *cannot tell* apart: a and b. These runs *cannot tell* apart: a and c; b and c {why}." in comparison_conclusion(told)
+    assert (
+        f"All scores together *cannot tell* apart: a and b. All scores together *cannot tell* apart: a and c; b and c {why}."
+        in comparison_conclusion(told)
+    )
     assert "the floor of 0.5." in comparison_conclusion(told)
 
 
@@ -489,7 +492,7 @@ def test_collapsed_runs_are_counted_and_stay_in_every_mean(result: dict[str, Any
     floors = told[0]["scores"]["frechet"]["floors"]
     assert table["runs"] == ("2", "2", "-")
     assert table["Fréchet distance"][0] == f"{np.mean(values):.2f} ± {half:.2f}"
-    assert table["Fréchet distance"][-1] == f"{np.mean(floors):.2f} ({min(floors):.2g} to {max(floors):.2g})"
+    assert table["Fréchet distance"][-1] == f"{np.mean(floors):.2f} ({min(floors):.2f} to {max(floors):.2f})"
 
 
 def test_the_command_prints_the_same_again_without_scoring(

@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,8 @@ from PIL import Image
 import periplus
 from periplus import cli
 from periplus.errors import UsageError
+from periplus.report import Equation, Figure, Finding, Table
+from periplus.study.reporting import build_report
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -131,6 +134,30 @@ def test_links_lead_somewhere(source: Path):
 
 def test_readme_links_here():
     assert "(docs/README.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def kept_results(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("page", "kept"), [(ROOT / "README.md", "study_quick"), (DOCS / "results.md", "judged_mnist")])
+def test_results_tables_are_made_from_what_is_kept(page: Path, kept: str):
+    spec = importlib.util.spec_from_file_location("results_table", ROOT / "benchmarks" / "results_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = kept_results(kept)
+    result = found["chapters"]["2b"]["scores"] if "chapters" in found else found
+    told = module.table(result, found["command"])
+    assert told in page.read_text(encoding="utf-8"), f"python benchmarks/results_table.py benchmarks/results/{kept}.json writes it anew"
+
+
+def test_the_example_is_small_and_its_results_can_be_told():
+    assert (DOCS / "example.pdf").stat().st_size <= 3_000_000
+    report = build_report(kept_results("study_quick"))
+    assert [chapter.key for chapter in report.chapters] == [f"{part}{letter}" for part in "12" for letter in "abcde"]
+    for chapter in report.chapters:
+        kinds = [type(block) for block in chapter.blocks]
+        assert kinds[-1] is Finding and {Equation, Figure, Table} <= {*kinds}, chapter.key
 
 
 def test_the_python_interface_is_up_to_date():

@@ -548,7 +548,7 @@ def test_affine_copies_are_flagged_and_correlated_or_constant_dimensions_are_not
     half = torch.full((3000, 3), math.log(0.8), dtype=dtype)
     affine = torch.stack([x[:, 0], x[:, 1], 3 * x[:, 0] - 2 * x[:, 1] + 5], 1)
     for codes_of in (echo(affine, half, 500), None):
-        assert "1 dimension(s)" in echo_certificate(affine, half, codes_of, clip=0.99).statements[0]
+        assert "1 dimension of the " in echo_certificate(affine, half, codes_of, clip=0.99).statements[0]
     correlated = torch.stack([x[:, 0], x[:, 0] + 0.01 * x[:, 1], x[:, 2]], 1)
     constant = torch.cat([x[:, :1], torch.full((3000, 2), 0.7, dtype=dtype)], 1)
     still = torch.cat([half[:, :1], torch.full((3000, 2), 5.0, dtype=dtype)], 1)  # at the clip
@@ -565,7 +565,10 @@ def test_copies_by_a_scale_that_varies_are_found_in_the_encodings():
     x = torch.rand(500, 1, generator=source(1), dtype=torch.float64) * 2 - 1
     s = 0.5 + 0.3 * x.square()
     tied = s.log().repeat(1, 2)
-    assert "1 dimension(s)" in echo_certificate(torch.cat([x, 2 * x + 3 * (1 - s)], 1), tied, clip=0.99).statements[0]
+    assert (
+        "1 dimension of the encodings is an affine function"
+        in echo_certificate(torch.cat([x, 2 * x + 3 * (1 - s)], 1), tied, clip=0.99).statements[0]
+    )
     assert echo_certificate(torch.cat([x, 2 * x + 3], 1), tied, clip=0.99).statements == ()
 
 

@@ -275,7 +275,7 @@ def test_sentences_follow_the_data() -> None:
     one = said(image(verdict="one start"), starts=1)
     assert "It cannot be told: one start per image was searched" in one and "The same z*? No" not in one
     saddle = said(same, image(kind="saddle"))
-    assert "local minimum for 1 of 2 images (1 smooth), and not for the other (1 saddle), 1 of which have a certified minimum of larger" in saddle
+    assert "local minimum for 1 of 2 images (1 smooth), and not for the other (1 saddle); 1 of these has a certified minimum of larger" in saddle
     assert "for 1 of 2 images z* lies on its boundary" in said(same, image(on_boundary=True))
     flat = {"error": 1.0, "kind": "flat"}
     assert "points of one valley" in said(image(verdict="different", distinct=2, minima=[flat, flat])) and "valley" not in said(different)

@@ -189,3 +189,15 @@ def test_trade_off_refuses_what_does_not_fit(broken: list[dict[str, Any]], tmp_p
     with pytest.raises(UsageError, match="equal length"):
         plots.trade_off(broken, tmp_path / "t.svg", "distance", "excess")
     assert not list(tmp_path.iterdir())
+
+
+def test_names_of_points_that_lie_on_each_other_share_a_place() -> None:
+    told = [("a", 0.0, 30.0), ("b", 0.01, 29.9), ("c", 5.0, 20.0)]
+    places, names = [(x, y) for _, x, y in told], [name for name, _, _ in told]
+    assert plots._point_names(places, names, (5.0, 10.0)) == [((0.0, 30.0), "a, b"), ((5.0, 20.0), "c")]
+    assert [name for _, name in plots._point_names(places, names, (0.1, 0.1))] == ["a", "b", "c"]
+    assert [name for _, name in plots._point_names(places, ["", "b", ""], (5.0, 10.0))] == ["b", ""]
+
+
+def test_powers_of_ten_are_mathematics_in_figures() -> None:
+    assert plots.raised("10, 10⁴") == "10, $10^{4}$" and plots.raised("β = 10⁻³") == "β = $10^{-3}$" and plots.raised("Dist² / 10") == "Dist² / 10"

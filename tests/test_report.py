@@ -16,6 +16,7 @@ import pytest
 from periplus import pictures
 from periplus.errors import DataError, PeriplusError, UsageError
 from periplus.report import (
+    Answers,
     Block,
     Chapter,
     Command,
@@ -74,6 +75,7 @@ def every_block(text: str) -> Report:
         Table((shown, "loss / nats"), ((shown, "-1.25 ± 0.5"), (None, 3)), shown, text),
         Finding(shown),
         KeyNumbers(((shown, shown),)),
+        Answers(((text, shown),)),
         Settings(((text, text),)),
         Command(text),
         Paragraph("$x$ in [@eq], see [@ref]"),
@@ -235,6 +237,52 @@ def test_one_chapter_without_a_summary_begins_on_the_first_page(root: Path) -> N
     assert "Contents" not in pdf_text(root / "r.pdf")
 
 
+def test_a_summary_of_ten_questions_fits_the_first_page_and_leads_to_its_chapters(root: Path) -> None:
+    keys = [f"{part}{letter}" for part in "12" for letter in "abcde"]
+    answer = "An answer of three lines at most, with numbers like 12.0 and intervals. " * 4
+    blocks = (Paragraph("What this report is. " * 18), KeyNumbers((("12 of 34", "what it is, in some ten words, on three lines"),) * 8))
+    report = Report(
+        "Title",
+        "Subtitle",
+        ("An Author",),
+        ("A Collaborator",),
+        12,
+        (*blocks, Answers(tuple((key, f"{answer}End of {key}.") for key in keys))),
+        tuple(Chapter(key, "Chapter", "Question?", (Paragraph("Words."),)) for key in keys),
+    )
+    assert "End of 2e." in pdf_text(write_pdf(report, root / "r.pdf", root)).split("\f")[0]
+    page = Page(write_html(report, root / "r.html", root).read_text("utf-8"))
+    assert [a["href"] for tag, a in page.tags if tag == "a" and a["href"] == "#chapter-10"] == [
+        "#chapter-10"
+    ] * 2  # from the contents, from the answer
+
+
+def test_findings_have_paragraphs_and_numbers_have_minus_signs(root: Path) -> None:
+    data = lay_out(report_with(Finding("It is -1.5 (-3 to +2).\nAnd 128-256, gan-0, x - y."), Paragraph("`a -1`")), root)
+    finding, paragraph = data["chapters"][0]["blocks"]
+    assert [flat(part) for part in finding["paragraphs"]] == ["It is \u22121.5 (\u22123 to +2).", "And 128-256, gan-0, x \u2212 y."]
+    assert flat(paragraph["text"]) == "a -1"
+
+
+def test_a_line_that_leads_to_something_stays_with_it(root: Path) -> None:
+    for lines in range(30, 60):
+        blocks = (*[Paragraph("A line.")] * lines, Paragraph("The command:"), Command("periplus --help"), Paragraph("After."))
+        pages = pdf_text(write_pdf(report_with(*blocks), root / "r.pdf", root)).split("\f")
+        assert [("The command:" in page) == ("periplus --help" in page) for page in pages] == [True] * len(pages), lines
+    shown = lay_out(report_with(*blocks), root)["chapters"][0]["blocks"]
+    assert [block["leads"] for block in shown if block["kind"] == "Paragraph"][-2:] == [True, False]
+
+
+def test_short_settings_stand_in_two_columns(root: Path) -> None:
+    for value, two in (("1", True), ("x" * 40, False)):
+        block = lay_out(report_with(Settings(tuple((f"name {k}", value) for k in range(8)))), root)["chapters"][0]["blocks"][0]
+        assert block["short"] == two
+        lines = pdf_text(
+            write_pdf(report_with(Settings(tuple((f"name {k}", value) for k in range(8)))), root / "r.pdf", root), "-layout"
+        ).splitlines()
+        assert any("name 0" in line and "name 4" in line for line in lines) == two
+
+
 @pytest.mark.skipif(not shutil.which("pdfinfo"), reason="needs poppler's pdfinfo")
 def test_the_pdf_is_tagged_and_nothing_is_objected_to(root: Path) -> None:
     path = write_pdf(every_block("plain words"), root / "r.pdf", root)
@@ -257,6 +305,16 @@ def test_inline_marks() -> None:
     assert [run["kind"] for run in runs] == ["text", "emph", "text", "code", "text", "math", "text", "ref", "text"]
     assert [run["kind"] for run in runs[1]["runs"]] == ["text", "math", "text"]
     assert (runs[6]["text"], runs[8]["text"]) == (" 3 * 4 * 5 *no* ", " [f] cost: 5 $ z*")
+
+
+def test_a_full_stop_stays_with_its_formula(root: Path) -> None:
+    inline = Inline({})
+    runs = inline("With $x$, and $y$. Or *$z$) at last* or $w$")
+    assert [run["tail"] for run in runs if run["kind"] == "math"] == [",", ".", ""] and runs[5]["runs"][0]["tail"] == ")"
+    assert flat(runs) == "With x, and y. Or z) at last or w"
+    assert [run["kind"] for run in inline("$x$.")] == ["math"]
+    page = write_html(report_with(Paragraph("With $x$, and $y$")), root / "r.html", root).read_text("utf-8")
+    assert page.count('<span class="nobreak">') == 1 and squeeze(",and") in squeeze(Page(page).text)
 
 
 def test_numbers_and_references(root: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,9 +25,9 @@ import torch
 from periplus import cli, plots, sweeps
 from periplus.config import AutoencoderConfig, config_for
 from periplus.console import StageDisplay
-from periplus.engines import Cell, Processes
+from periplus.engines import Cell, Processes, progress
 from periplus.errors import NonFiniteError, PeriplusError, UsageError
-from periplus.runs import load_run
+from periplus.runs import load_run, read_lines
 from periplus.sweeps import Sweep, interval, make_sweep, spelled
 from periplus.training import train
 
@@ -251,6 +252,24 @@ def test_processes_keep_going_when_one_cell_fails() -> None:
     assert list(failed) == ["bad"] and isinstance(failed["bad"], UsageError) and "(made by: periplus train vae" in str(failed["bad"])
     alone = train(good.config, "tiny.npz", "alone")
     assert all(torch.equal(a, load_run(out / good.path).checkpoint.tensors[name]) for name, a in alone.checkpoint.tensors.items())
+
+
+def test_progress_of_a_sweep_is_that_of_its_cells(tmp_path: Path) -> None:
+    """Four cells of which two were begun: a quarter is done in 10 s, one by one; all at once, the same lines stand for less."""
+    settings = {"values": {"beta": [0.1, 10.0]}, "seeds": 2}
+    config = sweep(seeds=1, values={"beta": (1.0,)}).cells(1)[0].config
+    train(config, "tiny.npz", tmp_path / "cells" / "a")
+    step = read_lines(tmp_path / "cells" / "a" / "timing.jsonl")[-1]["step"]
+    for name, done in (("a", step // 2), ("b", step // 2)):
+        cell = tmp_path / "cells" / name
+        shutil.copytree(tmp_path / "cells" / "a", cell, dirs_exist_ok=True)
+        (cell / "timing.jsonl").write_text(json.dumps({"step": done, "seconds": 5.0, "images_per_second": 1.0}) + "\n")
+    (tmp_path / "settings.json").write_text(json.dumps(settings | {"engine": "processes"}))
+    assert progress(tmp_path) == (2 * (step // 2), 4 * step, "4 runs, 30 s left")
+    (tmp_path / "settings.json").write_text(json.dumps(settings | {"engine": "stacked"}))
+    assert progress(tmp_path)[2] == "4 runs, 15 s left"
+    (tmp_path / "settings.json").write_text("{")
+    assert progress(tmp_path) == (0, 1, "")
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -118,6 +118,54 @@ class StageDisplay:
             self._bar.update(self._tasks[name], completed=1, total=1, note="done")
         else:
             self.say(f"trained {name} ({self._finished} of {len(self.names)})")
+
+
+class ChapterDisplay:
+    """Which chapter is measured, how far it is, how long it takes: a bar each on a terminal; elsewhere a line at its beginning, then two a minute."""
+
+    INTERVAL = 30.0
+
+    def __init__(self, titles: Mapping[str, str], say: Callable[[str], None] = note) -> None:
+        self.titles = dict(titles)
+        self.say = say
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._key = ""
+        self._begun = self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty() and self.say is note:
+            self._bar = _bars()
+            self._bar.start()
+            self._tasks = {key: self._bar.add_task(f"{key} {title}", total=1, note="waiting") for key, title in self.titles.items()}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, key: str) -> None:
+        """A chapter begins."""
+        self._key, self._begun, self._last = key, time.monotonic(), time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._tasks[key], note="measuring")
+        else:
+            self.say(f"chapter {key}: {self.titles[key]} ({[*self.titles].index(key) + 1} of {len(self.titles)})")
+
+    def __call__(self, done: int, parts: int) -> None:
+        """So many parts of the chapter are done; those that are left take about as long as those before, each."""
+        now = time.monotonic()
+        left = f"about {duration((now - self._begun) * (parts - done) / done)} left" if done else "measuring"
+        if self._bar is not None:
+            self._bar.update(self._tasks[self._key], completed=done, total=parts, note=left)
+        elif done and now - self._last > self.INTERVAL:
+            self._last = now
+            self.say(f"chapter {self._key}: {done} of {parts} parts, {left}")
+
+    def end(self) -> None:
+        """The chapter is done."""
+        if self._bar is not None:
+            self._bar.update(self._tasks[self._key], completed=1, total=1, note=f"done in {duration(time.monotonic() - self._begun)}")
 
 
 def _bars() -> Any:

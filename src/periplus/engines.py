@@ -11,6 +11,8 @@ A third one, for many machines, needs nothing but `__call__`: see `Engine`. This
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import shlex
 import subprocess
@@ -30,6 +32,7 @@ from periplus.runs import CONFIG, TIMING, read_lines
 from periplus.training import Progress
 
 POLL = 1.0  # seconds
+CELLS = "cells"  # of a sweep's folder (periplus.sweeps)
 
 
 class Job(Protocol):
@@ -165,7 +168,9 @@ def stop(processes: list[subprocess.Popen[bytes]]) -> None:
 
 def progress(folder: Path) -> tuple[int, int, str]:
     """(steps done, steps in all, a note) of a run that another process is working on."""
-    with contextlib.suppress(PeriplusError, OSError):
+    with contextlib.suppress(PeriplusError, OSError, ValueError, KeyError):
+        if (folder / CELLS).is_dir():
+            return sweep_progress(folder)
         config, data = read_config(folder / CONFIG)
         lines = read_lines(folder / TIMING)
         if lines:
@@ -176,6 +181,20 @@ def progress(folder: Path) -> tuple[int, int, str]:
             left = (steps - lines[-1]["step"]) * config.batch_size * config.batches_per_step / max(rate, 1e-9)
             return lines[-1]["step"], steps, f"{rate:,.0f} images/s, {duration(left)} left"
     return 0, 1, ""
+
+
+def sweep_progress(folder: Path) -> tuple[int, int, str]:
+    """The same of a sweep, whose cells are begun one after another or all at once: steps of all of them together."""
+    asked = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    cells = [cell for cell in sorted((folder / CELLS).iterdir()) if (cell / TIMING).exists()]
+    told = [progress(cell) for cell in cells]
+    count = math.prod(len(values) for values in asked["values"].values()) * asked["seeds"]
+    done, steps = sum(step for step, _, _ in told), count * max(total for _, total, _ in told)
+    if done >= steps:
+        return steps, steps, f"evaluating {count} runs"
+    seconds = [read_lines(cell / TIMING)[-1]["seconds"] for cell in cells]
+    spent = max(seconds) if asked["engine"] == "stacked" else sum(seconds)
+    return done, steps, f"{count} runs, {duration(spent * (steps - done) / max(done, 1))} left"
 
 
 # ---- one program for all --------------------------------------------------------------------------------------------------------------------

@@ -632,16 +632,16 @@ def echo_certificate(
     if z is not None:
         _check_codes(z, mean)
         if len(z) > z.shape[-1] and (lost := _lost_dimensions(z)):
-            doubts.append(_SINGULAR.format(lost=lost, what="the codes"))
+            doubts.append(_singular(lost, "the codes"))
     if not doubts and (lost := _copied_dimensions(mean.double(), clipped)):
-        doubts.append(_SINGULAR.format(lost=lost, what="the encodings"))
+        doubts.append(_singular(lost, "the encodings"))
     return _certificate(ECHO_RATE, formula, bounds, _count_distinct(mean, log_scale, distinct), ECHO_THEOREM, doubts)
 
 
-_SINGULAR = (
-    "{lost} dimension(s) of {what} are affine functions of the others: q*(z) is singular, h(z) is not finite, "
-    "and the formula counts the same information more than once."
-)
+def _singular(lost: int, what: str) -> str:
+    """The objection to a rate of codes some of whose dimensions say nothing that the others do not say."""
+    which = f"1 dimension of {what} is an affine function" if lost == 1 else f"{lost} dimensions of {what} are affine functions"
+    return f"{which} of the others: q*(z) is singular, h(z) is not finite, and the formula counts the same information more than once."
 
 
 @torch.no_grad()

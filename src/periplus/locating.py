@@ -373,7 +373,7 @@ def say_minima(record: Mapping[str, Any]) -> str:
     if others:
         told += f", and not for the other{'s' if sum(others.values()) > 1 else ''} ({listed(others)})"
         above = sum(image["certified_error"] is not None and not is_minimum(image["kind"]) for image in images)
-        told += f", {above} of which have a certified minimum of larger error" if above else ""
+        told += f"; {above} of these {'has' if above == 1 else 'have'} a certified minimum of larger error" if above else ""
     kinds = {kind: n for kind, n in record["kinds"].items() if n}
     total, minima = sum(kinds.values()), sum(n for kind, n in kinds.items() if is_minimum(kind))
     dropped = f" {count(record['dropped'], 'start')} were dropped early and are not counted." if record["dropped"] else ""

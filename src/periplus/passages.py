@@ -304,7 +304,8 @@ def say_ends(pairs: Sequence[Mapping[str, Any]]) -> str:
     uncertified = sum(not Kind[end["kind"].upper()].is_minimum for end in ends)
     said = f"The ends are inverted codes, not the images: their squared errors are {percent(min(shares), 1)} to {percent(max(shares), 1)} of Dist^2"
     said += f"; {count(other, 'end')} of {len(ends)} took another minimum than the best code, from which the path was cheaper" if other else ""
-    said += f"; {uncertified} of {len(ends)} {'is' if uncertified == 1 else 'are'} not certified as local minima" if uncertified else ""
+    are, what = ("is", "a local minimum") if uncertified == 1 else ("are", "local minima")
+    said += f"; {uncertified} of {len(ends)} {are} not certified as {what}" if uncertified else ""
     return f"{said}."
 
 

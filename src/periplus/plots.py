@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -129,14 +130,14 @@ def training_curves(
 
     across = min(2, len(panels))
     rows = math.ceil(len(panels) / across)
-    return save_svg(draw, path, height=0.35 + 2.15 * rows)
+    return save_svg(draw, path, height=0.35 + 1.9 * rows)
 
 
 def _few_ticks(axis: Axes, steps: Sequence[float]) -> None:
     """Ticks at whole steps, none twice; of a single step, one tick."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.xaxis.set_major_formatter("{x:,.0f}" if all(float(step).is_integer() for step in steps) or np.ptp(steps) > 4 else "{x:g}")
+    axis.xaxis.set_major_formatter("{x:,.0f}" if all(float(step).is_integer() for step in steps) or np.ptp(steps) > 4 else "{x:.4g}")
     if len(set(steps)) == 1:
         axis.set_xticks([steps[0]])
     elif np.ptp(steps) > 1:
@@ -329,16 +330,24 @@ def class_bars(
         axis.set_xlim(-0.6, count - 0.4)
         axis.grid(False, axis="x")
         axis.tick_params(axis="x", length=0)
-        _legend(figure, columns=4)
+        _legend(figure, columns=5)
 
-    return save_svg(draw, path)
+    return save_svg(draw, path, height=2.3)
 
 
 # ---- rate and distortion -------------------------------------------------------------------------------------------------------
 
 
+def raised(text: str) -> str:
+    """The text with its powers of ten, 10⁴ say, as mathematics: the letters of figures have few raised digits."""
+    return re.sub(r"10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)", lambda match: f"$10^{{{match[1].translate(LOWERED)}}}$", text)
+
+
+LOWERED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+
+
 def rate_distortion(
-    curves: Sequence[Mapping[str, Any]], path: PathLike, x_label: str = "rate / nats", y_label: str = "distortion / nats", height: float = 3.6
+    curves: Sequence[Mapping[str, Any]], path: PathLike, x_label: str = "rate / nats", y_label: str = "distortion / nats", height: float = 2.9
 ) -> Path:
     """Distortion against rate, a curve for each model: means over seeds with intervals, single seeds as small marks, points with their names.
 
@@ -348,6 +357,10 @@ def rate_distortion(
     """
     if not curves or not all(curve["points"] for curve in curves):
         raise UsageError("rate_distortion: a curve without points")
+
+    every = [point for curve in curves for point in curve["points"]]
+    last = max(float(point["rate"]["mean"]) for point in every)
+    extent = tuple(float(np.ptp([point[name]["mean"] for point in every])) or 1.0 for name in ("rate", "distortion"))
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
@@ -362,24 +375,28 @@ def rate_distortion(
                 if len(point["seeds"]) > 1:
                     rates, distortions = zip(*point["seeds"], strict=True)
                     axis.plot(rates, distortions, linestyle="", marker=".", markersize=3, color=colour, alpha=0.6)
-                # above and to the right of a falling convex curve there is room; every second curve is named below
-                offset, align = ((5, 4), ("left", "bottom")) if index % 2 == 0 else ((-5, -4), ("right", "top"))
-                axis.annotate(
-                    point["name"],
-                    (float(point["rate"]["mean"]), float(point["distortion"]["mean"])),
-                    textcoords="offset points",
-                    xytext=offset,
-                    ha=align[0],
-                    va=align[1],
-                    fontsize=7,
-                    color=colour,
-                )
+            # above and to the right of a falling convex curve there is room; every second curve is named below
+            offset, align = ((5, 4), ("left", "bottom")) if index % 2 == 0 else ((-5, -4), ("right", "top"))
+            places = list(zip(x, y, strict=True))
+            for place, name in _point_names(places, [point["name"] for point in points], extent):
+                side = "right" if place[0] > last - 0.06 * extent[0] else align[0]  # no name leaves the figure
+                axis.annotate(raised(name), place, textcoords="offset points", xytext=offset, ha=side, va=align[1], fontsize=7, color=colour)
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         axis.margins(0.08)
         _legend(figure)
 
     return save_svg(draw, path, height=height)
+
+
+def _point_names(places: Sequence[tuple[float, float]], names: Sequence[str], extent: Sequence[float]) -> list[tuple[tuple[float, float], str]]:
+    """Where the names of points (x, y) are written: those that lie on each other, within some per cent of the extent of x and y, share a place."""
+    found: list[tuple[tuple[float, float], str]] = []
+    for place, name in zip(places, names, strict=True):
+        near = found and abs(place[0] - found[-1][0][0]) < 0.015 * extent[0] and abs(place[1] - found[-1][0][1]) < 0.035 * extent[1]
+        joined = ", ".join(word for word in (found[-1][1], name) if word) if near else name
+        found = [*found[:-1], (found[-1][0], joined)] if near else [*found, (place, joined)]
+    return found
 
 
 def _half_widths(points: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
@@ -473,6 +490,9 @@ def trade_off(groups: Sequence[Mapping[str, Any]], path: PathLike, x_label: str,
     """
     if not groups or any(len({np.shape(group[name]) for name in ("x", "y", "errors", "words")}) != 1 for group in groups):
         raise UsageError("trade_off: x, y, errors and words of equal length are needed for every group")
+    every = {name: np.concatenate([np.asarray(group[name], float) for group in groups]) for name in ("x", "y")}
+    log = bool(every["x"].min() > 0 and every["x"].max() > 3 * every["x"].min())
+    extent = (float(np.ptp(np.log(every["x"]) if log else every["x"])), float(np.ptp(every["y"])))
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
@@ -481,8 +501,13 @@ def trade_off(groups: Sequence[Mapping[str, Any]], path: PathLike, x_label: str,
             style: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "markersize": 5, "color": colour, "linewidth": 0.8}
             fill = colour if index % 2 == 0 else "white"
             axis.errorbar(group["x"], group["y"], group["errors"], capsize=2, label=group["label"], markerfacecolor=fill, **style)
-            for x, y, word in zip(group["x"], group["y"], group["words"], strict=True):
-                axis.annotate(word, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7, color="#444444")
+            offset = (5, 4) if index % 2 == 0 else (5, -11)  # the words of the next group stand below theirs
+            scaled = np.log(group["x"]) if log else np.asarray(group["x"], float)
+            for (x, y), words in _point_names(list(zip(scaled.tolist(), group["y"], strict=True)), group["words"], extent):
+                axis.annotate(words, (math.exp(x) if log else x, y), textcoords="offset points", xytext=offset, fontsize=7, color="#444444")
+        if log:
+            axis.set_xscale("log")
+            _plain_log_ticks(axis, "x")
         axis.margins(x=0.12)  # room for the words
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)

@@ -108,7 +108,8 @@ def reference(
     """
     count = min(samples, len(data) // 2)
     if count < FEWEST:
-        raise UsageError(f"{data.name} has {len(data)} images, {samples} samples were asked for: scores need {FEWEST} on each side")
+        asked = "" if samples >= FEWEST else f", and {samples} samples were asked for"
+        raise UsageError(f"{data.name} has {len(data)} images{asked}: scores need {2 * FEWEST}, {FEWEST} on each side")
     cache = cache or cache_folder() / "features"
     chosen = extractor or extractor_for(data, cache, on_step, note)
     blind = random_extractor(data.shape[0])

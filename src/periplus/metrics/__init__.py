@@ -26,7 +26,7 @@ from periplus.metrics.frechet import (
     frechet_distance_infinite,
     moments,
 )
-from periplus.metrics.intervals import Share, mean_interval, welch_interval, wilson_interval
+from periplus.metrics.intervals import Share, mean_interval, student, welch_interval, wilson_interval
 from periplus.metrics.kernel import KernelDistance, kernel_distance
 from periplus.metrics.memorisation import CopyingTest, Ratio, data_copying_test, median_ratio, neighbour_ratio
 from periplus.metrics.neighbours import Neighbours, mean_pairwise_distance, nearest_neighbours, neighbour_labels
@@ -64,6 +64,7 @@ __all__ = [
     "neighbour_labels",
     "neighbour_ratio",
     "precision_recall_density_coverage",
+    "student",
     "welch_interval",
     "wilson_interval",
 ]

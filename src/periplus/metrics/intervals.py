@@ -51,14 +51,19 @@ def welch_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0
     return middle - half, middle + half
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean of a few values; infinite for one value, or where they do not vary (but for rounding)."""
+def student(count: int, confidence: float = 0.95) -> float:
+    """Half of Student's interval of the mean of so many values, two or more, in standard errors: 4.30 for three, 1.96 for very many."""
     from scipy.special import stdtrit
 
+    return float(stdtrit(count - 1, (1 + confidence) / 2))
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean of a few values; infinite for one value, or where they do not vary (but for rounding)."""
     error = math.sqrt(variance(values) / len(values)) if len(values) > 1 else 0.0
     if not error:
         return (-math.inf, math.inf)
-    middle, half = statistics.fmean(values), float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * error
+    middle, half = statistics.fmean(values), student(len(values), confidence) * error
     return middle - half, middle + half
 
 

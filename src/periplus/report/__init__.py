@@ -8,6 +8,7 @@ Neither matplotlib nor typst nor jinja2 is imported before it is needed.
 """
 
 from periplus.report.blocks import (
+    Answers,
     Block,
     Chapter,
     Command,
@@ -31,6 +32,7 @@ from periplus.report.html import write_html
 from periplus.report.pdf import write_pdf
 
 __all__ = [
+    "Answers",
     "Block",
     "Chapter",
     "Command",

@@ -111,7 +111,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Finding:
-    """A conclusion computed from the data (*inline*), set apart from the prose."""
+    """A conclusion computed from the data (*inline*), set apart from the prose; a line break begins a new paragraph of it."""
 
     text: str
 
@@ -119,6 +119,13 @@ class Finding:
 @dataclass(frozen=True)
 class KeyNumbers:
     """A few numbers to read first: rows of (value, what it is), both *inline*; the value is set large."""
+
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers in short, for the first page: rows of (a chapter's *literal* key, *inline* text), each linked to its chapter."""
 
     rows: tuple[tuple[str, str], ...]
 
@@ -137,7 +144,7 @@ class Command:
     text: str
 
 
-Block = Paragraph | Heading | Equation | Pseudocode | Figure | Table | Finding | KeyNumbers | Settings | Command
+Block = Paragraph | Heading | Equation | Pseudocode | Figure | Table | Finding | KeyNumbers | Answers | Settings | Command
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 from periplus.errors import DataError, UsageError
 from periplus.report.blocks import (
     MARKS,
+    Answers,
     Block,
     Cell,
     Command,
@@ -42,8 +43,12 @@ INLINE = re.compile(
 )
 # [sign or relation] integer part, then from the decimal point on; what follows may be an interval, a unit, a mark
 NUMBER = re.compile(r"\s*([<>≈~≤≥]?\s*[+\-−]?\d[\d\u2009\u202f,]*)((?:\.\d+)?(?:[^\d\w].*|[eE%×].*)?)", re.DOTALL)
+LEADING = 160  # letters of a paragraph that is kept on the page of what it leads to
+BRIEF = 24  # letters of the longest value of settings that are set in two columns
 WHOLE = 30  # letters of a cell that begins with a number, and is set on one line
 DASHES = {"", "-", "–", "—"}
+MINUS = re.compile(r"(?<![\w.\-])-(?=[\d∞]|ln\b|E\b)|(?<=\s)-(?=\s)")  # before a number or between spaces, not in a range or a name
+CLOSING = re.compile(r"[.,;:!?)\]’'%]+")
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]")
 SUPPLEMENTS = {Figure: "Figure", Table: "Table", Pseudocode: "Algorithm", Equation: "equation"}
 PICTURES = {".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
@@ -67,21 +72,22 @@ def code_lines(text: object) -> list[list[list[str]]]:
 
 
 class Inline:
-    """The inline parser of one report: it knows what `[@label]` may refer to."""
+    """The inline parser of one report: it knows what `[@label]` may refer to, and where chapters begin."""
 
-    def __init__(self, targets: dict[str, tuple[str, str]]) -> None:
+    def __init__(self, targets: dict[str, tuple[str, str]], chapters: dict[str, str] | None = None) -> None:
         self.targets = targets
+        self.chapters = chapters or {}
 
     def __call__(self, text: object) -> list[Run]:
         """Runs of text, long words, mathematics, emphasis, code and references."""
-        return list(self.runs(clean(text)))
+        return punctuated(list(self.runs(clean(text))))
 
     def runs(self, text: str) -> Iterator[Run]:
         """The same, of text that is clean already."""
         pending = ""
         position = 0
         for match in INLINE.finditer(text):
-            pending += text[position : match.start()]
+            pending += MINUS.sub("\u2212", text[position : match.start()])
             position = match.end()
             if match["escaped"]:
                 pending += match["escaped"]
@@ -89,18 +95,29 @@ class Inline:
             yield from words(pending)
             pending = ""
             if match["math"]:
-                yield {"kind": "math", "source": mathematics(match["math"])}
+                yield {"kind": "math", "source": mathematics(match["math"]), "tail": ""}
             elif match["code"]:
                 literal = re.sub(r"\\([\\$*`\[])", r"\1", match["code"])
                 yield {"kind": "code", "text": literal, "lines": code_lines(literal)}
             elif match["emph"]:
-                yield {"kind": "emph", "runs": list(self.runs(match["emph"]))}
+                yield {"kind": "emph", "runs": punctuated(list(self.runs(match["emph"])))}
             else:
                 if match["ref"] not in self.targets:
                     raise UsageError(f"report: nothing is labelled {match['ref']!r}, which is referred to in {text[:60]!r}")
                 shown, anchor = self.targets[match["ref"]]
                 yield {"kind": "ref", "text": shown, "target": anchor}
-        yield from words(pending + text[position:])
+        yield from words(pending + MINUS.sub("\u2212", text[position:]))
+
+
+def punctuated(runs: list[Run]) -> list[Run]:
+    """The runs with what must follow a formula on its line, a full stop say, as its `tail`: browsers would begin a line with it."""
+    for run, following in zip(runs, runs[1:], strict=False):
+        if run["kind"] == "math" and following["kind"] in ("text", "long"):
+            run["tail"] = (CLOSING.match(following["text"]) or [""])[0]
+            following["text"] = following["text"][len(run["tail"]) :]
+            if "pieces" in following:
+                following["pieces"] = pieces(following["text"])
+    return [run for run in runs if run.get("text") != "" or run["kind"] == "code"]
 
 
 def words(text: str) -> Iterator[Run]:
@@ -122,7 +139,8 @@ def mathematics(source: str) -> str:
 
 def flat(runs: Sequence[Run]) -> str:
     """The text of runs without marks, for titles of documents and descriptions of pictures."""
-    return "".join(flat(run["runs"]) if "runs" in run else str(run.get("text", run.get("source", ""))) for run in runs)
+    told = (flat(run["runs"]) if "runs" in run else str(run.get("text", run.get("source", ""))) + run.get("tail", "") for run in runs)
+    return "".join(told)
 
 
 def lay_out(report: Report, root: str | os.PathLike[str]) -> dict[str, Any]:
@@ -135,11 +153,15 @@ def lay_out(report: Report, root: str | os.PathLike[str]) -> dict[str, Any]:
     following = iter(positions)  # the sections below are set in the order in which they were numbered
     for position, reference in enumerate(report.references, 1):
         add_target(targets, reference.label, f"[{position}]", f"ref-{position}")
-    inline = Inline(targets)
+    inline = Inline(targets, {chapter.key: chapter_anchor(position) for position, chapter in enumerate(report.chapters, 1)})
     root = Path(root).resolve()
 
     def set_blocks(blocks: Sequence[Block]) -> list[dict[str, Any]]:
-        return side_by_side([set_block(block, next(following), inline, root) for block in blocks])
+        told = [set_block(block, next(following), inline, root) for block in blocks]
+        for block, shown, after in zip(blocks, told, [*blocks, None][1:], strict=True):
+            if isinstance(block, Paragraph):  # a short line that leads to something stays with it
+                shown["leads"] = after is not None and not isinstance(after, (Paragraph, Heading)) and len(block.text) < LEADING
+        return side_by_side(told)
 
     return {
         "title": inline(report.title),
@@ -153,7 +175,7 @@ def lay_out(report: Report, root: str | os.PathLike[str]) -> dict[str, Any]:
                 "key": clean(chapter.key),
                 "title": inline(chapter.title),
                 "plain_title": flat(inline(chapter.title)),
-                "anchor": f"chapter-{position}",
+                "anchor": chapter_anchor(position),
                 "question": inline(chapter.question),
                 "blocks": set_blocks(chapter.blocks),
             }
@@ -208,6 +230,11 @@ def add_target(targets: dict[str, tuple[str, str]], label: str, shown: str, anch
     targets[label] = (shown, anchor)
 
 
+def chapter_anchor(position: int) -> str:
+    """The name of the place where a chapter begins."""
+    return f"chapter-{position}"
+
+
 def anchor_of(block: Block, position: int) -> str:
     """The name of the place where a numbered block stands, the same in both renderings."""
     return f"{type(block).__name__.lower()}-{position}"
@@ -219,8 +246,12 @@ def set_block(block: Block, position: int | None, inline: Inline, root: Path) ->
     if position is not None:
         common |= {"number": position, "anchor": anchor_of(block, position)}
     match block:
-        case Paragraph(text) | Heading(text) | Finding(text):
+        case Paragraph(text) | Heading(text):
             return common | {"text": inline(text)}
+        case Finding(text):
+            return common | {"paragraphs": [inline(part) for part in text.split("\n")]}
+        case Answers(rows):
+            return common | {"rows": [{"key": clean(key), "anchor": inline.chapters.get(key, ""), "text": inline(text)} for key, text in rows]}
         case Equation(source):
             return common | {"source": mathematics(source)}
         case Pseudocode(title, lines):
@@ -241,7 +272,7 @@ def set_block(block: Block, position: int | None, inline: Inline, root: Path) ->
         case KeyNumbers(rows):
             return common | {"rows": [{"value": inline(value), "text": inline(text)} for value, text in rows]}
         case Settings(rows):
-            return common | {"rows": settings(rows)}
+            return common | {"rows": settings(rows), "short": all(len(value) <= BRIEF for _, value in rows)}
         case Command(text):
             return common | {"lines": code_lines(text)}
     raise UsageError(f"report: {type(block).__name__} is no block")
@@ -306,7 +337,7 @@ def guess(cells: Sequence[dict[str, Any]]) -> str:
 
 def set_cell(value: Cell, inline: Inline) -> dict[str, Any]:
     """A cell's text, and for a number what stands before its decimal point and what from there on; `whole`: it must not be broken into lines."""
-    text = "–" if value is None or value == "" else clean(value)
+    text = "–" if value is None or value in ("", "-") else clean(value)
     bare = re.fullmatch(r"\*([^*]+)\*", text)
     match = NUMBER.fullmatch(bare[1] if bare else text)
     if not match or any(mark in match[0] for mark in MARKS.replace("[", "")):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from periplus.config import held_out_of, nearest
+from periplus.console import ChapterDisplay
 from periplus.data import ImageData, load_data
 from periplus.errors import UsageError
 from periplus.files import read_json, write_atomically
@@ -65,8 +66,9 @@ def make_study(settings: Settings, command: str, note: Callable[[str], None] | N
         train_cells([*sweeps, *cells], settings, say)  # the long ones first
         runs = {cell.name: load_run(folder / cell.path) for cell in cells}
         made = {sweep.key: swept(folder, sweep) for sweep in sweeps}
-        workshop = Workshop(folder, data, runs, cells, settings.again, say, made, settings.data_root)
-        chapters = {question.key: answer(question, workshop) for question in questions}
+        with ChapterDisplay({question.key: question.title for question in questions}, say) as display:
+            workshop = Workshop(folder, data, runs, cells, settings.again, say, made, settings.data_root, display)
+            chapters = {question.key: answer(question, workshop, display) for question in questions}
         earlier = earlier_chapters(folder, set(chapters))
         results = {
             "command": whole_command(settings, {*earlier, *chapters}) if earlier else command,
@@ -76,15 +78,16 @@ def make_study(settings: Settings, command: str, note: Callable[[str], None] | N
             "chapters": earlier | chapters,
         }
         write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
+        say("writing report.pdf and report.html")
         files = [*write_report(folder), folder / "results.json"]
         if settings.archive:
             files.append(write_archive(folder, settings.archive, settings.weights))
     return files
 
 
-def answer(question: Question, workshop: Workshop) -> dict[str, Any]:
+def answer(question: Question, workshop: Workshop, display: ChapterDisplay) -> dict[str, Any]:
     """Measure a chapter (or take what was measured from the same inputs before) and draw its figures."""
-    workshop.say(f"chapter {question.key}: {question.title}")
+    display.begin(question.key)
     inputs = workshop.inputs((*question.models, *(variant.name for variant in question.variants)), question.sweeps)
     measured = workshop.stage(question.key, inputs, lambda: question.measure(workshop))
     for drawn in (workshop.folder / "figures").glob(f"{question.key}-*"):
@@ -99,7 +102,9 @@ def answer(question: Question, workshop: Workshop) -> dict[str, Any]:
         made = workshop.sweeps[key]
         record["command"] = made.cell.command
         record["environment"] = trained_in(made.run(made.cells[0]))
-    return {**measured, "figures": question.draw(measured, workshop)}
+    figures = question.draw(measured, workshop)
+    display.end()
+    return {**measured, "figures": figures}
 
 
 def whole_command(settings: Settings, keys: set[str]) -> str:

@@ -150,13 +150,14 @@ def conclusion(results: dict[str, Any]) -> str:
         share = 1 - test["distortion"]["value"] / test["constant_distortion"]
         low, high = test["rate"]["interval"]
         doubts = len(test["rate"]["statements"])
+        carried = number(low) if number(low) == number(high) else f"between {number(low)} and {number(high)}"
         parts.append(
-            f"Run {k + 1} (β = {run['beta']:g}) takes {100 * share:.0f} % off the distortion of the best constant image; its codes carry between "
-            f"{number(low)} and {number(high)} nats about these images"
+            f"Run {k + 1} (β = {run['beta']:g}) takes {100 * share:.0f} % off the distortion of the best constant image; its codes carry {carried} "
+            "nats about these images"
             + (
                 f"; {'one reservation' if doubts == 1 else f'{doubts} reservations'} about its rate {'is' if doubts == 1 else 'are'} told above."
                 if doubts
                 else "."
             )
         )
-    return " ".join(parts)
+    return "\n".join(parts)

@@ -104,7 +104,7 @@ def comparison_blocks(result: Mapping[str, Any], figures: Mapping[str, str], com
         Paragraph(protocol_sentence(result)),
         Figure(
             figures["grids"],
-            "Real images, and samples of the first run of each group; none selected.",
+            "Real images, and samples of the first run of each group; nothing is selected.",
             command,
             "Rows of real images and of samples of each group",
             label=f"{key}-grids",
@@ -135,9 +135,9 @@ def protocol_sentence(result: Mapping[str, Any]) -> str:
     source = f"{plain(told['data'])}, {plain(told['split'])}"
     return (
         f"{told['samples']:,} samples of each run are compared with {told['samples']:,} real images ({source}), and so "
-        f"{'is' if blocks == 1 else 'are'} {others}: what these get is the *floor*, the score of a perfect generator at this number. Features "
-        f"are{each} the {extractor['features']} of `{plain(extractor['name'])}` (SHA-256 {extractor['sha256'][:12]}){known}. No score here is an "
-        "FID, and none compares with figures of another extractor."
+        f"{'is' if blocks == 1 else 'are'} {others}. What these real images get is the *floor*: no generator can be expected to score better with "
+        f"so few images. They are compared by the {extractor['features']} features{each} of `{plain(extractor['name'])}` (SHA-256 "
+        f"{extractor['sha256'][:12]}){known}. No score here is an FID, and scores by another network cannot be compared with these."
     )
 
 
@@ -149,16 +149,17 @@ def score_table(result: Mapping[str, Any], command: str, label: str) -> Table:
         ("runs", *(str(len(group["runs"])) for group in groups), "-"),
         ("of these collapsed", *(str(sum(run["collapsed"] for run in group["runs"])) for group in groups), "-"),
     ]
-    rows += [(title, *(score_cell(group, key, digits) for group in groups), floor_cell(result, key)) for key, title, digits in measures]
+    rows += [(title, *(score_cell(group, key, digits) for group in groups), floor_cell(result, key, digits)) for key, title, digits in measures]
     blocks = result["reference"]["floor_blocks"]
     spread = f" (mean, lowest to highest of {blocks} blocks)" if blocks > 1 else ""
     return Table(
         ("score", *(plain(group["label"]) for group in groups), "floor"),
         tuple(rows),
-        "Scores of samples: means over runs ± half of Student's 95 % interval over seeds; for a single run ± half of its own interval, which knows "
-        f"nothing of other seeds. Floor: what real images get{spread}. Distances: lower is better. Told apart: accuracy of a classifier that tells "
-        "samples from real images; 0.5 is best. Classes are those that the network sees; their shares are compared with those of all real images. "
-        "No ±: the runs agree in every digit, or there is no interval. Collapsed runs are in the means.",
+        "Scores of samples: mean over runs ± half of Student's 95 % interval over seeds; for a single run ± half of its own interval, which knows "
+        f"nothing of other seeds. Floor: what real images get{spread}. Lower is better for the three distances and for that of class shares; higher "
+        "is better for precision, recall, density and coverage. Told apart: accuracy of a classifier that tells samples from real images; 0.5 is "
+        "best. Smallest class: its share of the samples. Nearest / held-out: distance to the nearest training image, over that of held-out images. "
+        "Classes are those that the network sees. No ±: all runs agree, or there is no interval. Collapsed runs are in the means.",
         command,
         align=("left", *("right" for _ in range(len(groups) + 1))),
         label=label,
@@ -184,13 +185,17 @@ def floor_of(result: Mapping[str, Any], key: str) -> float | None:
     return found
 
 
-def floor_cell(result: Mapping[str, Any], key: str) -> str:
-    """The mean of the blocks of real images, and the lowest and highest of them."""
+def floor_cell(result: Mapping[str, Any], key: str, digits: int) -> str:
+    """The mean of the blocks of real images, and the lowest and highest of them, with as many digits as the runs have where these show it."""
     found = result["groups"][0]["runs"][0]["scores"].get(key, {})
     if "floors" not in found:
         return "-"
-    low, high = min(found["floors"]), max(found["floors"])
-    return number(found["floor"]) + (f" ({number(low, 2)} to {number(high, 2)})" if len(found["floors"]) > 1 else "")
+    shown = abs(found["floor"]) >= 10 ** (1 - digits)
+    mean, low, high = (
+        f"{value:.{digits}f}" if shown else number(value, significant)
+        for value, significant in ((found["floor"], 3), (min(found["floors"]), 2), (max(found["floors"]), 2))
+    )
+    return mean + (f" ({low} to {high})" if len(found["floors"]) > 1 else "")
 
 
 def verdict_table(result: Mapping[str, Any], command: str, label: str) -> Table:
@@ -206,8 +211,8 @@ def verdict_table(result: Mapping[str, Any], command: str, label: str) -> Table:
     return Table(
         ("the first", "the second", "measure", "interval of the difference", "the first is"),
         tuple(rows),
-        f"Verdicts: {test['name']}, at {100 * (1 - test['family_error']):g} % for all {test['comparisons']} comparisons together (each at "
-        f"{100 * test['level_each']:.2f} %).",
+        f"Verdicts by {test['name']}. The intervals hold at {100 * (1 - test['family_error']):g} % for all {test['comparisons']} comparisons "
+        f"together ({100 * test['level_each']:.2f} % each); where zero lies inside, the runs cannot be told apart.",
         command,
         align=("left", "left", "left", "right", "left"),
         label=label,
@@ -218,8 +223,8 @@ def curve_figure(result: Mapping[str, Any], path: str, command: str, label: str)
     """Quality on the way."""
     return Figure(
         path,
-        "Quality on the way: the Fréchet distance of snapshots against passes over the data and against seconds of training (as they were here; only "
-        "times of one machine under one load compare). Means over runs; bars reach from the best run to the worst.",
+        "Quality during training: the Fréchet distance of snapshots, against passes over the data and against seconds of training (only times of one "
+        "machine under one load can be compared). Means over runs; bars reach from the best run to the worst.",
         command,
         "Curves of the Fréchet distance against epochs and seconds",
         label=label,
@@ -233,30 +238,49 @@ def difference_table(result: Mapping[str, Any], command: str, label: str) -> Tab
         (name.replace("_", " "), *("-" if values[g] is None else plain(values[g]) for g in groups)) for name, values in result["differences"].items()
     )
     return Table(
-        ("setting", *(plain(g) for g in groups)), rows, "Settings in which the groups differ; - is not a setting of that model.", command, label=label
+        ("setting", *(plain(g) for g in groups)),
+        rows,
+        "Settings in which the groups differ; - stands where a model has no such setting.",
+        command,
+        label=label,
     )
 
 
 def comparison_conclusion(result: Mapping[str, Any]) -> str:
     """What the verdicts say, computed from them."""
-    parts = [collapse_count(result), unfinished_count(result)]
+    parts = [collapse_count(result), unfinished_count(result), *pair_sentences(result), best_sentence(result)]
+    parts += [sight_sentence(group) for group in result["groups"]]
+    parts += [equal_sentence(row) for row in result["equal"]]
+    return " ".join(part for part in parts if part)
+
+
+def comparison_headline(result: Mapping[str, Any]) -> str:
+    """The verdicts in short: who collapsed, who is better, how far the best is from real images."""
+    return " ".join(part for part in (collapse_count(result), *pair_sentences(result), best_sentence(result)) if part)
+
+
+def pair_sentences(result: Mapping[str, Any]) -> list[str]:
+    """What tells each pair of groups apart, and which pairs nothing does."""
     pairs = dict.fromkeys((row["a"], row["b"]) for row in result["verdicts"])
     told = {pair: pair_sentence(*pair, [row for row in result["verdicts"] if (row["a"], row["b"]) == pair]) for pair in pairs}
-    parts += [sentence for sentence in told.values() if sentence]
+    parts = [sentence for sentence in told.values() if sentence]
     alone = {group["label"] for group in result["groups"] if len(group["runs"]) == 1}
     open_pairs = [pair for pair, sentence in told.items() if not sentence]
     for single, why in ((False, ""), (True, " (one run of a group has nothing to compare its differences with)")):  # tested, and not even tested
         named = [f"{plain(a)} and {plain(b)}" for a, b in open_pairs if bool(alone & {a, b}) == single]
         if named:
-            parts.append(f"These runs *cannot tell* apart: {'; '.join(named)}{why}.")
+            parts.append(f"All scores together *cannot tell* apart: {'; '.join(named)}{why}.")
+    return parts
+
+
+def best_sentence(result: Mapping[str, Any]) -> str:
+    """The lowest Frechet distance against the floor; nothing where there is no floor."""
     best = min(result["groups"], key=lambda group: mean_of(group, "frechet"))
     least, floor = mean_of(best, "frechet"), floor_of(result, "frechet")
-    if floor:
-        name = plain(best["label"])
-        parts.append(f"The lowest mean Fréchet distance, {least:.2f} of {name}, is {least / floor:.1f} times the floor of {number(floor)}.")
-    parts += [sight_sentence(group) for group in result["groups"]]
-    parts += [equal_sentence(row) for row in result["equal"]]
-    return " ".join(part for part in parts if part)
+    if not floor:
+        return ""
+    name = plain(best["label"])
+    return f"The lowest mean Fréchet distance, {least:.2f} of {name}, is {least / floor:.1f} times the floor of {number(floor)}."
 
 
 def mean_of(group: Mapping[str, Any], key: str) -> float:
@@ -320,4 +344,5 @@ def equal_sentence(row: Mapping[str, Any]) -> str:
     what = f"{row['at']:.3g} passes over the training images" if row["axis"] == "epoch" else f"{told_seconds(row['at'])} seconds of training"
     listed = ", ".join(f"{plain(label)} {sum(values) / len(values):.2f}" for label, values in means)
     decided = [f"{plain(v['a'])} {v['verdict']} than {plain(v['b'])}" for v in row["verdicts"] if v["verdict"] != "cannot tell"]
-    return f"At {what}, Fréchet distances are {listed}" + (f" ({'; '.join(decided)})." if decided else " (no pair can be told apart).")
+    alone = f" by this score alone, {row['comparisons']} comparisons" if row["comparisons"] > 1 else " by this score alone"
+    return f"At {what}, Fréchet distances are {listed}" + (f" ({'; '.join(decided)}{alone})." if decided else " (no pair can be told apart).")

@@ -130,7 +130,7 @@ def draw_model(results: dict[str, Any], workshop: Workshop, key: str, panels: di
     figures = {f"samples-{cell.seed}": draw_samples(cell, run, workshop, key) for cell, run in cells}
     again = workshop.again(key)
     path = Path("figures") / f"{key}-curves.svg"
-    plots.training_curves([curves(run, model, panels) for _, run in cells], workshop.folder / path, panels, x_label="epochs")
+    plots.training_curves([curves(run, TITLES[model], panels) for _, run in cells], workshop.folder / path, panels, x_label="epochs")
     figures["curves"] = {"path": str(path), "command": again}
     if workshop.data.labels is not None:
         path = Path("figures") / f"{key}-classes.svg"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from periplus import metrics
 from periplus.config import AutoencoderConfig
-from periplus.console import duration, note
+from periplus.console import note
 from periplus.data import load_data
 from periplus.errors import UsageError
 from periplus.evaluation import image_size_of
 from periplus.files import read_json, write_atomically
 from periplus.report import (
+    Answers,
     Chapter,
     Figure,
     Finding,
@@ -67,15 +71,15 @@ REFERENCES = (
 )
 
 
-#: What each chapter concludes, for the summary.
+#: What each chapter concludes, in a sentence or two, for the first page.
 CONCLUSIONS = {
     "1a": extremes.headline,
     "1b": marginal.headline,
     "1c": echo.headline,
     "1d": echo_rate.headline,
     "1e": sampling.headline,
-    "2a": gan.conclusion,
-    "2b": penalty.conclusion,
+    "2a": gan.headline,
+    "2b": penalty.headline,
     "2c": inversion.headline,
     "2d": paths.headline,
     "2e": cheap.headline,
@@ -116,34 +120,21 @@ def cited(told: Sequence[Any]) -> tuple[Reference, ...]:
 
 
 def summary(results: dict[str, Any]) -> tuple[Any, ...]:
-    """The first page: what was asked, the key figures, one sentence per chapter."""
+    """The first page: what this is, the key figures, an answer in short for each chapter."""
     chapters = results["chapters"]
+    told = [(key, conclusion(chapters[key])) for key, conclusion in CONCLUSIONS.items() if key in chapters]
+    numbers = (*rate_numbers(chapters), *run_numbers(chapters), *latent_numbers(chapters))
+    questions = "one question" if len(told) == 1 else f"{len(told)} questions"
     blocks: list[Any] = [
         Paragraph(
-            "A record of what was trained and measured in this run, by "
-            + code(results["command"])
-            + ". Every figure carries the command that makes it "
-            "again, and conclusions are computed from the numbers beside them."
+            f"This report answers {questions} about generative models of these images. Each chapter has the question, the derivation, what was "
+            "measured in this run with its uncertainty, and a conclusion that is computed from these numbers. Below every figure and table stands "
+            f"the command that makes it again; the whole report is made by {code(results['command'])}."
         )
     ]
-    if rate_rows := rate_numbers(chapters):
-        blocks.append(KeyNumbers(rate_rows))
-    models = [chapters[key] for key in ("2a", "2b") if key in chapters]
-    runs = [r for model in models for r in model["runs"]]
-    if runs:
-        collapsed = sum(r["collapsed"] for r in runs)
-        rows = [
-            (f"{collapsed} of {len(runs)}", "runs collapsed"),
-            (f"{min(r['spread'] for r in runs):.2f}", "smallest spread of samples, over the data's"),
-        ]
-        if runs[0]["smallest_share"] is not None:
-            rows.append((f"{100 * min(r['smallest_share'] for r in runs):.1f} %", "smallest share of a class, of all runs"))
-        rows.append((duration(sum(r["seconds"] for r in runs)), "of training in all runs together"))
-        blocks.append(KeyNumbers(tuple(rows)))
-    for key, conclusion in CONCLUSIONS.items():
-        if key in chapters:
-            blocks.append(Finding(f"*{key}* " + conclusion(chapters[key])))
-    return tuple(blocks)
+    if numbers:
+        blocks.append(KeyNumbers(numbers))
+    return (*blocks, *([Answers(tuple(told))] if told else []))
 
 
 def rate_numbers(chapters: dict[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -152,17 +143,53 @@ def rate_numbers(chapters: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     if "1a" in chapters:
         record = chapters["1a"]["sweeps"]["vae"]
         lowest = curves.betas(record)[0]
-        rate, away = (curves.mean(curves.values(record, lowest, name)) for name in ("prior_rate", "kl_to_prior"))
-        rows.append((f"{rate:.1f} nats", f"rate of the β-VAE at β = {curves.told_beta(lowest)}; {away:.1f} of them are distance from the prior"))
+        rate, information = (curves.mean(curves.values(record, lowest, name)) for name in ("prior_rate", "marginal_rate"))
+        rows.append((f"{rate:.1f} nats", f"rate of the β-VAE at β = {curves.told_beta(lowest)}; {information:.1f} of them tell images apart"))
     if "1d" in chapters:
         cases = chapters["1d"]["cases"]
         right = sum(abs(told["formula"] - told["truth"]) < echo_rate.OFF for told in cases)
-        rows.append((f"{right} of {len(cases)}", "echo channels of known truth for which the closed form is right"))
+        rows.append((f"{right} of {len(cases)}", "echo channels of known information: the closed form is right"))
     if "1e" in chapters:
         cost = chapters["1e"]["cost"]
         batch = max(row["batch"] for row in cost)
         seconds = {row["sampler"]: row["seconds"] for row in cost if row["batch"] == batch}
-        rows.append((f"{seconds['series'] / seconds['ring']:.0f} times", f"as long as a ring of echo noise takes the series, B = {batch:,}"))
+        rows.append((f"{seconds['series'] / seconds['ring']:.0f} times", f"faster than a series: a ring of echo noise, B = {batch:,}"))
+    return tuple(rows)
+
+
+def run_numbers(chapters: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The key figures of the adversarial runs, of those that are there."""
+    runs = [run for key in ("2a", "2b") if key in chapters for run in chapters[key]["runs"]]
+    if not runs:
+        return ()
+    collapsed = sum(run["collapsed"] for run in runs)
+    told = [(f"{collapsed} of {len(runs)}", "adversarial runs collapsed")]
+    shares = [run["smallest_share"] for run in runs]
+    if None not in shares:
+        told.append((f"{100 * min(shares):.1f} %", "of the samples: the smallest class of any run"))
+    else:
+        told.append((f"{min(run['spread'] for run in runs):.2f}", "smallest spread of samples, over that of the data"))
+    return tuple(told)
+
+
+def latent_numbers(chapters: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The key figures of inversion and of paths, of those that are there."""
+    rows = []
+    if "2c" in chapters:
+        images = chapters["2c"]["record"]["images"]
+        certified = sum(image["kind"] in inversion.MINIMA for image in images)
+        rows.append((f"{certified} of {len(images)}", "best codes of test images are certified local minima"))
+    if "2d" in chapters and chapters["2d"]["runs"][0]["path"]:
+        found = paths.ratios(chapters["2d"]["runs"][0])
+        saved = 100 * (1 - fmean(found))
+        low, high = (100 * (1 - end) for end in reversed(metrics.mean_interval(found)))
+        interval = f" ({low:.1f} to {high:.1f} %)" if math.isfinite(low) else ""
+        rows.append((f"{saved:.1f} %", f"the path found is cheaper than the straight line{interval}"))
+    if "2e" in chapters:
+        name = cheap.name_of("least", chapters["2e"]["weights"][-1])
+        change, low, high = cheap.change_of(chapters["2e"], cheap.PLAIN, name)
+        interval = f" ({low:+.0f} to {high:+.0f} %)" if math.isfinite(low) else ""
+        rows.append((f"{change:+.0f} %", f"excess cost of paths when training asks for cheap ones{interval}"))
     return tuple(rows)
 
 

@@ -35,6 +35,8 @@ TOLD = {
     "precision": "precision",
     "device": "device",
 }
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+MODELS = {"gan": "the GAN", "wgan-gp": "the WGAN-GP", "rpgan": "the RpGAN"}
 ONLY_FOR = {"penalty_weight": ("wgan-gp", "rpgan"), "generator_loss": ("gan",), "critic_dropout": ("gan",)}
 
 
@@ -53,18 +55,34 @@ def called(source: str) -> str:
     return PurePath(source.replace("\\", "/")).name or source
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number for print, to so many significant digits."""
+def number(value: float | None, digits: int = 3, zeros: bool = False) -> str:
+    """A number for print, to so many significant digits: 0.123, 16,786, 9.5 × 10⁻⁴; `zeros` keeps those at its end, for lists."""
     if value is None:
         return "-"
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
-    return f"{value:.{digits}g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.1e}"
+    size = abs(value)
+    if size >= 1e6 or 0 < size < 1e-3:
+        return scientific(value)
+    if size >= 10**digits - 0.5:
+        return f"{value:,.0f}"
+    return f"{value:#.{digits}g}".rstrip(".") if zeros and value else f"{value:.{digits}g}"
+
+
+def scientific(value: float) -> str:
+    """A number with a power of ten, two significant digits: 9.5 × 10⁻⁴."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa} × {power_of_ten(int(exponent))}"
+
+
+def power_of_ten(exponent: int) -> str:
+    """10 with a raised exponent: 10⁴, 10⁻⁴."""
+    return "10" + str(exponent).translate(SUPERSCRIPTS)
 
 
 def joined(values: Sequence[float | None], digits: int = 3) -> str:
     """Numbers in a row, one per seed."""
-    return ", ".join(number(v, digits) for v in values)
+    return ", ".join(number(v, digits, zeros=True) for v in values)
 
 
 def settings_of(config: dict[str, Any]) -> Settings:
@@ -76,7 +94,7 @@ def settings_of(config: dict[str, Any]) -> Settings:
 def run_table(results: dict[str, Any], label: str) -> Table:
     """One row per seed: what was measured of each run."""
     runs = results["runs"]
-    header = ["seed", "steps", "time / s", "spread", "nearest / held-out", "gap, training", "gap, held out"]
+    header = ["seed", "steps", "time / s", "spread", "nearest / held-out", "gap, training", "gap, held-out"]
     rows = [
         [
             str(r["seed"]),
@@ -84,8 +102,7 @@ def run_table(results: dict[str, Any], label: str) -> Table:
             f"{r['seconds']:.0f}",
             f"{r['spread']:.3f}",
             interval(r["neighbour_ratio"], r["neighbour_ratio_interval"]),
-            number(r["last_metrics"].get("critic_gap_train")),
-            number(r["last_metrics"].get("critic_gap_held_out")),
+            *(fixed(r["last_metrics"].get(f"critic_gap_{part}"), 3) for part in ("train", "held_out")),
         ]
         for r in runs
     ]
@@ -97,13 +114,18 @@ def run_table(results: dict[str, Any], label: str) -> Table:
     return Table(
         tuple(header),
         tuple(tuple(row) for row in rows),
-        f"Runs of {results['model']}. Spread: mean pairwise distance of samples over that of the data. Nearest / held-out: median distance to the "
-        "nearest training image, samples over held-out images, with its 95 % bootstrap interval. Gap: the critic's mean score of real "
-        "images less that of samples. Smallest class: by the nearest training image; the interval is that of this class's share "
-        "alone. Time: as it was run here, no benchmark.",
+        f"The runs of {MODELS.get(results['model'], results['model'])}. Spread: mean distance of two samples, divided by that of two real images. "
+        + ("Smallest class: its share of the samples with the 95 % interval of this share. " if runs[0]["shares"] else "")
+        + "Nearest / held-out: median distance of samples to the nearest training image, divided by that of held-out images, with its 95 % bootstrap "
+        "interval. Gap: mean score of real images (training or held-out) less that of samples. Time: as it was in this run, no benchmark.",
         runs[0]["command"],
         label=label,
     )
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """A number with so many digits after the point, for columns."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def interval(value: float | None, bounds: Sequence[float] | None) -> str:
@@ -111,21 +133,21 @@ def interval(value: float | None, bounds: Sequence[float] | None) -> str:
     return "-" if value is None or bounds is None else f"{value:.2f} ({bounds[0]:.2f} to {bounds[1]:.2f})"
 
 
+def collapse_count(runs: Sequence[dict[str, Any]]) -> str:
+    """How many runs collapsed, and which."""
+    collapsed = [r["seed"] for r in runs if r["collapsed"]]
+    if len(runs) == 1:
+        return "The run collapsed" if collapsed else "The run did not collapse"
+    if not collapsed:
+        return f"None of {len(runs)} runs collapsed"
+    return f"{len(collapsed)} of {len(runs)} runs collapsed (seed{'s' * (len(collapsed) != 1)} {', '.join(map(str, collapsed))})"
+
+
 def collapse_sentence(runs: Sequence[dict[str, Any]]) -> str:
     """How many runs collapsed, by the stated rule, and how close the others came."""
-    collapsed = [r["seed"] for r in runs if r["collapsed"]]
     rule = f"a class below {100 * SMALLEST_SHARE:g} % of the samples, or samples less than {SMALLEST_SPREAD:g} times as far apart as the data"
-    count = (
-        f"{len(collapsed)} of {len(runs)} runs collapsed"
-        if collapsed
-        else f"None of {len(runs)} runs collapsed"
-        if len(runs) > 1
-        else "The run did not collapse"
-    )
-    which = f" (seed{'s' * (len(collapsed) != 1)} {', '.join(map(str, collapsed))})" if collapsed else ""
-    spread = f"the spread is {joined([r['spread'] for r in runs])} of the data's"
+    told = f"{collapse_count(runs)}; collapsed means {rule}."
+    spread = f"the spread is {joined([r['spread'] for r in runs])} of that of the data"
     if runs[0]["smallest_share"] is None:
-        return f"{count}{which}, by the rule: {rule}; {spread}."
-    return (
-        f"{count}{which}, by the rule: {rule}. The smallest class has {joined([100 * r['smallest_share'] for r in runs])} % of the samples, {spread}."
-    )
+        return f"{told} {spread[0].upper()}{spread[1:]}."
+    return f"{told} The smallest class has {joined([100 * r['smallest_share'] for r in runs])} % of the samples, {spread}."

@@ -50,7 +50,8 @@ class Swept:
 class Workshop:
     """What a chapter may use: `folder`, `data`, `runs` by name (gan-0, ...) and the cells they were made from, `sweeps` by key.
 
-    `again` gives the command that makes the figures of a chapter once more; `say` tells the person.
+    `again` gives the command that makes the figures of a chapter once more; `say` tells the person, `progress` how many parts of how many a
+    measurement has done.
     """
 
     folder: Path
@@ -61,6 +62,7 @@ class Workshop:
     say: Callable[[str], None] = field(default=print)
     sweeps: dict[str, Swept] = field(default_factory=dict)
     data_root: Path | None = None
+    progress: Callable[[int, int], None] = field(default=lambda done, parts: None)
 
     def of(self, model: str) -> list[tuple[Cell, Run]]:
         """The runs of one model, by seed."""

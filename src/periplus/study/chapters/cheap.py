@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from periplus.path_judge import judge_paths
 from periplus.report import Block, Command, Equation, Figure, Finding, Heading, Paragraph, Pseudocode, Table
 from periplus.runs import Run
 from periplus.study.chapters.inversion import MODEL
+from periplus.study.chapters.paths import STRIP_WIDTH
 from periplus.study.question import Figures, Question, Results
 from periplus.study.settings import Variant
 from periplus.study.telling import number
@@ -79,6 +80,7 @@ def measure(workshop: Workshop) -> Results:
         judged[name]["scores"] = [pair["score"] for pair in record["pairs"]]
         found = metrics.frechet_distance(real[0], eyes(run.sample(count)))
         judged[name]["frechet"] = {"value": found.value, "low": found.low, "high": found.high}
+        workshop.progress(len(judged), len(TRAININGS) + 1)
     return {
         "model": MODEL,
         "first": {"epochs": first.config.epochs, "seeds": len(of_model)},
@@ -151,11 +153,17 @@ def curves_of(results: Results) -> list[dict[str, Any]]:
                 "label": NAMES[objective],
                 "x": [row["frechet"]["value"] for row in rows],
                 "y": [row["excess"]["mean"] for row in rows],
-                "errors": [half_width(row["scores"]) for row in rows],
+                "errors": [half_interval([score - 1 for score in row["scores"]]) for row in rows],
                 "words": [PLAIN if objective == "least" else "", *(f"λ = {weight:g}" for weight in results["weights"])],
             }
         )
     return found
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half of Student's 95 % interval of a mean; 0 of one value, which has none."""
+    low, high = metrics.mean_interval(values)
+    return (high - low) / 2 if math.isfinite(low) else 0.0
 
 
 def title_of(name: str) -> str:
@@ -173,18 +181,31 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
     return (
         Heading("What can be changed"),
         Paragraph(
-            "Between two codes the least $U$ is a property of the generator. So the generator is asked, while it learns, to make least-cost paths "
-            'between its own images cheap, whose codes are known. With $tilde(U) = U \\/ (1/2 "Dist"^2 l)$, and $Z^*$ the cheapest path found, its '
-            "loss becomes"
+            "Between two codes the least cost is a property of the generator. So the generator is asked, while it learns, to make the least-cost "
+            "paths between its own images cheap; of these images the codes are known. Let $Z^*$ be the cheapest path found, and $tilde(U)(Z^*) = "
+            f'U(Z^*) \\/ (1/2 "Dist"^2 l) >= 1$ its score. This study calls $tilde(U) - 1$ the *excess*. At every {EVERY}th step of the generator '
+            "its loss is"
         ),
         Equation(
-            "L = L_G + lambda thin EE[tilde(U)(Z^*)] - EE_t [D(G(Z^*(t)))].",
+            f"L = L_G + {EVERY} lambda thin EE[tilde(U)(Z^*)] - EE_t [D(G(Z^*(t)))],",
             "cheap-loss",
         ),
         Paragraph(
-            "$Z^*$ depends on the generator, but nothing needs to be differentiated through the search: by the envelope theorem the derivative of a "
-            "minimum is the partial derivative at the minimiser, the path held. The images at the ends are held too: only what lies between them is "
-            "asked to move."
+            f"where the factor {EVERY} makes up for the steps without this term, so that the weight of $tilde(U)$ is $lambda$ on average. The last "
+            "term is the realism of images along the path: to the critic they are samples like others."
+        ),
+        Paragraph(
+            "$Z^*$ depends on the weights $theta$ of the generator. Yet nothing is differentiated through the search. At a minimiser the derivative "
+            "of $U$ in $Z$ vanishes, so that by the envelope theorem"
+        ),
+        Equation(
+            "dif / (dif theta) min_Z U(Z; theta) = (partial U) / (partial theta) (Z^*; theta) + (partial U) / (partial Z) (partial Z^*) / (partial "
+            "theta) = (partial U) / (partial theta) (Z^*; theta).",
+            "envelope",
+        ),
+        Paragraph(
+            f"The path is held while the generator is changed. (After {PATH_STEPS} steps of the solver $Z^*$ is only near the minimiser, so this "
+            "derivative is an approximation.) The codes and the images at both ends are held as well: only what lies between them is asked to move."
         ),
         Pseudocode(
             f"What is added at every {EVERY}th step of the generator",
@@ -199,33 +220,42 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Heading("What would be cheating"),
         Paragraph(
-            "One image $M$ for every code scores 1: the pairs are of the generator's own images, held, which the critic judges as ever. Exact ends "
-            "and then all at once the blend scores nearly 1 as well: a critic that has seen images on paths judges them, though one whose slope a "
-            "penalty holds at 1 can charge only so much, and a large $lambda$ buys blends all the same. A steeper generator, with codes nearer to "
-            "each other, has a smaller $U$: $tilde(U)$ divides by $l$, and the prior is fixed. Pairs of like images have a small $U$: these are left "
-            "out. The surrogate puts the straight line for $Z^*$, all else the same. Whether it helps is judged on *real* images that training never "
-            "saw, with codes and paths found anew."
+            "*One image for every code.* The mean $M$ of a pair everywhere scores 1. But the pairs are images of the generator itself, held, and "
+            "the critic judges them as ever. *A jump.* A generator that is exact at the ends and shows $M$ everywhere between them scores nearly 1. "
+            "But the critic has seen images of paths among the samples, and judges them: one whose slope a penalty holds at 1 can charge only so "
+            "much, and a large $lambda$ buys blends all the same. *A steeper generator.* With codes nearer to each other $U$ "
+            "is smaller. But $tilde(U)$ divides by $l$, and the prior is fixed. *Pairs of similar images.* Their $U$ is small. But such pairs are "
+            "left out."
+        ),
+        Paragraph(
+            "For comparison, the *surrogate* takes the straight line for $Z^*$; everything else is the same. Whether training helps is judged on "
+            "*real* images that it never saw, with codes and paths found anew."
         ),
         Heading("What was found"),
         Paragraph(
-            f"The first seed's generator was trained in five ways for {results['epochs']} epochs, $lambda$ = "
-            f"{' and '.join(f'{weight:g}' for weight in results['weights'])}, and judged on {results['pairs']} pairs of test images, with codes and "
-            f"paths found anew. What it costs in samples is told by the Fréchet distance between features of {results['samples']:,} of them and of "
-            f"as many training images ({results['extractor']['name']}); two such sets of images are {number(results['frechet_floor'])} apart."
+            f"The generator of the first seed was trained in five ways for {results['epochs']} epochs, $lambda$ = "
+            f"{' and '.join(f'{weight:g}' for weight in results['weights'])}, and judged on {results['pairs']} pairs of test images. What the "
+            f"samples lose is told by the Fréchet distance between features of {results['samples']:,} samples and of as many training images "
+            f"({results['extractor']['name']}); two such sets of real images are {number(results['frechet_floor'])} apart."
         ),
         *strip_figures(results),
         Figure(
-            results["figures"]["scores"]["path"], "Scores of the same held-out pairs.", again, "Dots for each pair and training", label="cheap-scores"
+            results["figures"]["scores"]["path"],
+            "Scores $tilde(U)$ of the cheapest paths of the same held-out pairs, for three trainings, in the order of the plain score.",
+            again,
+            "Dots for each pair and training",
+            label="cheap-scores",
         ),
         Figure(
             results["figures"]["trade-off"]["path"],
-            "What a cheaper path costs: down is cheaper, left is better samples. Whiskers: Student's 95 % over pairs; one training each.",
+            "What a cheaper path costs in samples: lower is cheaper, further left are better samples. Whiskers: 95 % intervals over pairs. Every "
+            "point is one training.",
             again,
             "Excess against the distance of samples, a curve for each objective",
             label="cheap-trade-off",
         ),
         table(results, again),
-        Paragraph("The same from the command line, and the judgement of any run:"),
+        Paragraph("The command of the last training, and that which judges the paths of any run:"),
         Command(results["variants"][f"cheap-{SHOWN_TRAININGS[-1]}"]),
         Command(judgement(results, SHOWN_TRAININGS[-1])),
         Finding(conclusion(results)),
@@ -245,9 +275,11 @@ def strip_figures(results: Results) -> tuple[Block, ...]:
     return tuple(
         Figure(
             results["figures"][f"strip-{k}"]["path"],
-            "The cheapest path found, at equal steps of length, in the generator of each training.",
+            f"Pair {k + 1}: the cheapest path found, at equal steps of length, in the generator of three trainings: without the term, with the "
+            f"surrogate and with the least-cost objective, $lambda$ = {WEIGHTS[-1]:g}.",
             results["figures"][f"strip-{k}"]["command"],
-            "Three rows of images that change from one digit into another",
+            "Three rows of images that change from one image into another",
+            STRIP_WIDTH,
             label=f"cheap-strip-{k}",
         )
         for k in range(len(results["shown"][PLAIN]))
@@ -259,22 +291,27 @@ def table(results: Results, again: str) -> Table:
     rows = []
     for name, judged in results["judged"].items():
         seen = judged["realism"]
-        on_path = "-" if seen is None else f"{100 * seen['path']['precision']:.0f} %"
+        on_path = "-" if seen is None else f"{100 * seen['path']['precision']:.0f}"
         cells = (judged[key]["mean"] for key in ("excess", "straight_excess", "end_error", "jump"))
-        rows.append((name.replace("-", ", λ = "), *(number(value) for value in cells), on_path, number(judged["frechet"]["value"])))
+        rows.append((name.replace("-", ", λ = "), *(f"{value:.3f}" for value in cells), on_path, f"{judged['frechet']['value']:.2f}"))
     seen = results["judged"][PLAIN]["realism"]
-    known = "" if seen is None else (
-        f" Real images are among real ones to {100 * seen['floor']['precision']:.0f} %, cross-fades of the pairs to "
-        f"{100 * seen['cross_fade']['precision']:.0f} % (k = {seen['k']}, features: {seen['extractor']['name']})."
-    )  # fmt: skip
     converged = min(judged["converged"] for judged in results["judged"].values())
-    bounds = f"An excess of 0 is what no path undercuts, 1/3 an even cross-fade; at least {converged} of {results['pairs']} paths of each converged."
+    known = (
+        ""
+        if seen is None
+        else f" Real: share of the images along the paths that lie among real ones (precision, k = {seen['k']}, features of "
+        f"{seen['extractor']['name']}); other real images have {100 * seen['floor']['precision']:.0f} %, cross-fades of the pairs "
+        f"{100 * seen['cross_fade']['precision']:.0f} %."
+    )
     return Table(
-        ("training", "excess of Ũ", "of the line", "errors of ends / Dist²", "largest step / Dist", "among real images", "Fréchet distance"),
+        ("training", "excess, path", "excess, line", "errors of ends / Dist²", "largest step / Dist", "real / %", "Fréchet distance"),
         tuple(rows),
-        f"Means over {results['pairs']} pairs. {bounds}{known}",
+        f"Means over {results['pairs']} held-out pairs. Excess: score less 1, of the cheapest path and of the straight line; 0 is what no "
+        f"path undercuts, 1/3 an even cross-fade, and at least {converged} of the {results['pairs']} paths of a training converged. Errors of ends: "
+        "squared errors of both codes together. Largest step: the largest change of the image among 64 equal steps along the path (even steps of a "
+        f"cross-fade: 0.016).{known} Fréchet distance: of samples.",
         again,
-        align=("left", *["right"] * 6),
+        align=("left", *["decimal"] * 6),
         label="cheap-table",
     )
 
@@ -285,18 +322,14 @@ def conclusion(results: Results) -> str:
     for weight in results["weights"]:
         for objective in reversed(OBJECTIVES):
             name = name_of(objective, weight)
-            said.append(
-                f"{title_of(name).capitalize()}: the excess of $tilde(U)$ is {reduction(results, PLAIN, name)}, at {price_of(results, name)}."
-            )
+            said.append(f"With the {title_of(name)} the excess is {reduction(results, PLAIN, name)}; {price_of(results, name)}.")
     straight, least = (name_of(objective, results["weights"][-1]) for objective in OBJECTIVES)
     said.append(
-        f"Against the surrogate of the same weight ({results['weights'][-1]:g}) the least-cost objective's is {reduction(results, straight, least)}."
+        f"Least-cost objective against surrogate, λ = {results['weights'][-1]:g}: the excess is {reduction(results, straight, least)}. These are "
+        "single trainings and few pairs; `benchmarks/cheap_paths.py` repeats them with seeds and more pairs."
     )
     said.append(lines(results, straight))
-    said.append(
-        "Intervals are Student's over these pairs (95 %), of one training each; docs/results.md has three seeds of each on MNIST and 200 pairs."
-    )
-    return " ".join(said)
+    return "\n".join(said)
 
 
 def lines(results: Results, surrogate: str) -> str:
@@ -311,37 +344,37 @@ def price_of(results: Results, name: str) -> str:
     own, plain = results["judged"][name], results["judged"][PLAIN]
     frechet = own["frechet"]["value"] / max(plain["frechet"]["value"], 1e-12)
     error = own["squared_error"]["mean"] / max(plain["squared_error"]["mean"], 1e-12)
-    return f"{frechet:.2f} times the Fréchet distance of samples and {error:.2f} times the squared error of inversion"
+    return f"the Fréchet distance of samples is {frechet:.2f} times that of the plain training, the squared error of inversion {error:.2f} times"
 
 
 def reduction(results: Results, base: str, name: str) -> str:
     """How much smaller an excess is, of the same pairs, in words with its interval."""
-    before, after = (torch.tensor(results["judged"][key]["scores"], dtype=torch.float64) - 1 for key in (base, name))
-    if len(before) < 2:
-        return "of one pair only: nothing can be said of it"
-    saved, mean = (before - after).tolist(), float(before.mean())
-    half = half_width(saved)
-    low, high = ((statistics.fmean(saved) + side * half) / mean for side in (-1, 1))
-    verdict = "smaller" if low > 0 else "larger" if high < 0 else "*not told apart*"
-    part = statistics.fmean(saved) / mean
+    if len(results["judged"][base]["scores"]) < 2:
+        return "that of one pair only: nothing can be said of it"
+    change, low, high = change_of(results, base, name)
+    if not math.isfinite(low):
+        return f"changed by {change:+.0f} % for every pair alike, so that there is no interval"
     if high < 0:
-        part, low, high = -part, -high, -low
-    return f"{verdict}, by {100 * part:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)"
+        return f"smaller by {-change:.0f} % (95 % interval {-high:.0f} to {-low:.0f} %)"
+    if low > 0:
+        return f"*larger* by {change:.0f} % (95 % interval {low:.0f} to {high:.0f} %)"
+    which = "plain training" if base == PLAIN else "surrogate"
+    return f"*not told apart* from that of the {which}: it changes by {change:+.0f} % ({low:+.0f} to {high:+.0f} %)"
 
 
-def half_width(values: Sequence[float]) -> float:
-    """Half of Student's 95 % interval of the mean of values over pairs; 0 where they do not vary, and of a single one."""
-    low, high = metrics.mean_interval(values)
-    return (high - low) / 2 if math.isfinite(low) else 0.0
+def change_of(results: Results, base: str, name: str) -> tuple[float, float, float]:
+    """The mean change of the excess from one training to another in per cent of its mean, with Student's 95 % interval over pairs."""
+    before, after = ([score - 1 for score in results["judged"][key]["scores"]] for key in (base, name))
+    changes, mean = [b - a for a, b in zip(before, after, strict=True)], fmean(before)
+    change, low, high = (100 * value / mean for value in (fmean(changes), *metrics.mean_interval(changes)))
+    return change, low, high
 
 
 def headline(results: Results) -> str:
     """The short form."""
     name = name_of("least", results["weights"][-1])
-    return (
-        f"Asked for cheap paths while it learns, the generator has an excess of $tilde(U)$ that is {reduction(results, PLAIN, name)}, at "
-        f"{price_of(results, name)}."
-    )
+    asked = "Asked for cheap paths while it learns, the generator has an excess cost that is"
+    return f"{asked} {reduction(results, PLAIN, name)}; {price_of(results, name)}."
 
 
 QUESTION = Question(

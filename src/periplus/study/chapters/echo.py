@@ -18,7 +18,7 @@ from periplus.seeds import stream
 from periplus.study import curves
 from periplus.study.curves import told_beta
 from periplus.study.question import Figures, Question, Results
-from periplus.study.telling import number, where_told
+from periplus.study.telling import counted, number, where_told
 from periplus.study.workshop import Workshop
 
 #: Recursions whose law is shown; paths drawn; recursions that stand for infinitely many.
@@ -174,35 +174,36 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
     return (
         Heading("Noise made of other codes"),
         Paragraph(
-            "The noise of an echo encoder [@brekelmans2019] is not drawn from a law that somebody chose. It is another code: that of an image "
-            "$x_1$ drawn from the data independently of $x$,"
+            "The noise of an echo encoder [@brekelmans2019] does not come from a law that somebody chose. It is another code: the code of an image "
+            "$x_1$ that is drawn from the data, independently of $x$,"
         ),
         Equation(unroll(0, "typst") + ", quad z_1 tilde.op q^*(z|x_1), quad x_1 tilde.op p(x).", "echo"),
         Paragraph(
-            "Here $m$ is a location, $s > 0$ a scale for every dimension, $dot.o$ the product dimension by dimension. $z_1 tilde.op q^*(z|x_1)$ "
-            "means: $z_1$ is itself a code, made in the same way, with noise of its own. The law $q^*$ is thus defined by itself, as the fixed "
-            "point of this recipe. Since $x_1$ is a fresh draw from the data, $z_1$ follows the law of *all* codes, $q^*(z) = EE_x q^*(z|x)$, and "
-            "is independent of $x$: noise and signal have the same shape. That is the whole "
-            f"trick{where_told(study, '1d', ', and chapter 1d lives on it')}."
+            "Here $m$ is a location and $s > 0$ a scale for every dimension; $dot.o$ multiplies dimension by dimension. $z_1 tilde.op q^*(z|x_1)$ "
+            "means that $z_1$ is itself a code, made by the same recipe, with noise of its own. So the law $q^*$ is defined by itself: it is the "
+            "fixed point of this recipe. Because $x_1$ is a fresh draw from the data, $z_1$ follows the law of *all* codes, $q^*(z) = EE_x "
+            "q^*(z|x)$, and is independent of $x$. The noise has the same shape as the "
+            f"signal{where_told(study, '1d', ', and chapter 1d rests on this', '')}."
         ),
-        Paragraph("Putting the recipe into itself once, and twice:"),
+        Paragraph("Put the recipe into itself once, and once more, with $x_1, x_2, ...$ independent draws from the data:"),
         Equation(unroll(1, "typst") + ",", "echo-1"),
         Equation(unroll(2, "typst") + ".", "echo-2"),
         Paragraph(
-            "Multiplied out, a code is a weighted sum of the locations of a whole chain of images, each seen through the scales of those before it "
-            "like an echo through a row of rooms:"
+            "Multiplied out, a code is a weighted sum of the locations of a whole chain of images. The weight of an image is the product of the "
+            "scales of the images before it, as an echo becomes weaker from wall to wall:"
         ),
         Equation("z = sum_(k=0)^infinity (product_(i=0)^(k-1) s(x_i)) dot.o m(x_k), quad x_0 = x.", "echo-series"),
         Heading("When there is a limit"),
         Paragraph(
-            "The weights are products of independent factors, so their logarithms are sums that drift by $EE ln s$ a step. The series converges "
-            "with probability one if in every dimension $EE ln s < 0$ and $EE ln^+ |m| < infinity$; then the start is forgotten and $q^*$ is "
-            "unique. If moreover $|m| <= M$ and $s <= r < 1$, stopping after $K$ terms (the row's own $m(x)$ counts as one) leaves at most"
+            "The logarithm of a weight is a sum of independent terms, which changes by $EE ln s$ per step on average. If in every dimension $EE ln "
+            "s < 0$ and $EE ln^+ |m| < infinity$, the weights fall geometrically, the series converges with probability one, and $q^*$ exists and "
+            "is unique: where the recursion was started is forgotten. If moreover $|m| <= M$ and $s <= r < 1$, what is missing after $K$ terms (the "
+            "term $m(x)$ is the first) is at most"
         ),
         Equation("abs(z - z^((K))) <= sum_(k >= K) r^k M = M r^K / (1 - r).", "truncation"),
         Paragraph(
-            "Independence of $z_1$ and $x$ also gives the moments without any simulation: taking means of $z$ and of $z^2$ on both sides of "
-            "[@echo] and solving,"
+            "The moments follow without any simulation, because $z_1$ is independent of $x$ and has the law of $z$. Take the means of $z$ and of "
+            "$z^2$ on both sides of [@echo], dimension by dimension, and solve:"
         ),
         Equation("EE z = (EE m) / (1 - EE s), quad EE z^2 = (EE m^2 + 2 EE[m s] EE z) / (1 - EE s^2).", "echo-moments"),
         Pseudocode(
@@ -217,13 +218,13 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Heading("An example, and its law"),
         Paragraph(
-            "$x tilde.op cal(U)(-1, 1)$, $m(x) = x$, $s(x) = 0.5 + 0.3 x$: scale and location go together, so codes are skewed. $M = 1$, $r = "
-            f"0.8$, $EE ln s = {told['mean_log_scale']:.4f}$."
+            "Let $x tilde.op cal(U)(-1, 1)$, $m(x) = x$ and $s(x) = 0.5 + 0.3 x$. Large locations have large scales, so the law of the codes is "
+            f"skewed. Here $M = 1$, $r = 0.8$ and $EE ln s = {told['mean_log_scale']:.4f}$."
         ),
         Figure(
             figures["law"]["path"],
-            f"How the law of the codes builds up: histograms of {told['paths']:,} codes after 0, 1, 2 and 8 recursions, and the limit (line; "
-            f"{told['laws'][-1]['recursions']} recursions).",
+            f"How the law of the codes builds up. Grey: histograms of {told['paths']:,} codes after 0, 1, 2 and 8 recursions. Line: the limit, after "
+            f"{told['laws'][-1]['recursions']} recursions.",
             figures["law"]["command"],
             "Histograms of codes after several recursions",
             label="law",
@@ -231,7 +232,7 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         law_table(told, figures["law"]["command"]),
         Figure(
             figures["truncation"]["path"],
-            "What is missing after $K$ terms, over the same paths, and the bound [@truncation].",
+            "What is missing of a code after $K$ terms: the largest and the root mean square over the same codes, and the bound [@truncation].",
             figures["truncation"]["command"],
             "Truncation error against the number of terms",
             width=0.8,
@@ -239,16 +240,15 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Heading("A code of this study's data"),
         Paragraph(
-            f"The same on real images: the echo encoder of the sweep{where_told(study, '1d', ' of chapter 1d')} at "
-            f"$beta$ = {told_beta(code['beta'])}, seed {code['seed']} "
-            f"({code['dimensions']} dimensions, {code['active']} of them active), and the first test image. The images that follow are drawn at "
-            "random from the training images; the weight of each is the product of the scales before it."
+            f"The same for real images. The encoder is the one of the echo sweep{where_told(study, '1d', ' of chapter 1d')} with $beta$ = "
+            f"{told_beta(code['beta'])}, seed {code['seed']}; {code['active']} of its {code['dimensions']} dimensions are active. The code is that "
+            "of the first test image. The images that make its noise are drawn at random from the training images."
         ),
         Command(results["sweeps"]["echo"]["command"]),
         Figure(
             figures["strip"]["path"],
-            "What a code is made of. Above: the image itself, then the images that are its noise. Middle: the decoder's picture of the sum up to "
-            "there. Below: the weight of each image's location, a mean over "
+            "What a code is made of. First row: the image itself, then the images that make its noise. Second row: what the decoder makes of the "
+            "sum up to there. Below: the weight of the image in the code, averaged over "
             + ("the active dimensions." if code["active"] else "all dimensions (none is active)."),
             figures["strip"]["command"],
             "Images, partial sums decoded, and weights",
@@ -270,9 +270,9 @@ def law_table(told: dict[str, Any], command: str) -> Table:
         for row in told["laws"]
     )
     return Table(
-        ("recursions", "E z", "E z²", "E z² off by / standard errors"),
+        ("recursions", "E z", "E z²", "error of E z², in standard errors"),
         rows,
-        f"Moments of the example's codes ± standard error. In closed form, [@echo-moments]: E z = {told['mean']:.4f}, E z² = "
+        f"Moments of the codes of the example ± standard error. The closed form [@echo-moments] gives E z = {told['mean']:.4f} and E z² = "
         f"{told['second_moment']:.4f}.",
         command,
         align=("left", "decimal", "decimal", "decimal"),
@@ -287,12 +287,28 @@ def errors_off(row: dict[str, Any], told: dict[str, Any]) -> float:
 
 def headline(results: Results) -> str:
     """The conclusion in one sentence."""
-    return example_sentence(results["example"])
+    told = results["example"]
+    limit = told["laws"][-1]
+    agrees = "as the closed form has it" if abs(errors_off(limit, told)) < 3 else f"*not* the {number(told['second_moment'], 4)} of the closed form"
+    return (
+        "A code is a weighted sum over a chain of images. "
+        + (
+            f"The example converges; its second moment is {number(limit['second_moment'], 4)}, {agrees}, "
+            if told["mean_log_scale"] < 0
+            else "The example does *not* converge, "
+        )
+        + (f"and the error bound is *broken* for {len(broken(told))} numbers of terms." if broken(told) else "and no code exceeds the error bound.")
+    )
 
 
 def conclusion(results: Results) -> str:
     """What the example and the trained code show, computed from them."""
-    return f"{example_sentence(results['example'])} {code_sentence(results['code'])}"
+    return f"{example_sentence(results['example'])}\n{code_sentence(results['code'])}"
+
+
+def broken(told: dict[str, Any]) -> list[int]:
+    """Numbers of terms at which some code exceeds the bound on what is missing."""
+    return [row["terms"] for row in told["truncation"] if row["largest"] > row["bound"]]
 
 
 def example_sentence(told: dict[str, Any]) -> str:
@@ -300,42 +316,42 @@ def example_sentence(told: dict[str, Any]) -> str:
     agreeing = [row["recursions"] for row in told["laws"] if abs(errors_off(row, told)) < 3]
     limit = told["laws"][-1]
     converges = "converges" if told["mean_log_scale"] < 0 else "does *not* converge"
+    found, truth = number(limit["second_moment"], 4), number(told["second_moment"], 4)
     if abs(errors_off(limit, told)) < 3:
-        from_ = min(k for k in agreeing if all(k2 in agreeing for k2 in [row["recursions"] for row in told["laws"]] if k2 >= k))
-        match = f"its limit has the second moment of the closed form ({number(limit['second_moment'], 4)} for {number(told['second_moment'], 4)})"
-        match += f", and of the numbers of recursions shown {from_} is the first to agree within three standard errors"
+        first = min(k for k in agreeing if all(k2 in agreeing for k2 in [row["recursions"] for row in told["laws"]] if k2 >= k))
+        match = f"The second moment of its limit is {found}, that of the closed form {truth}; they agree within three standard errors from "
+        match += f"{counted(first, 'recursion')} on (of those shown)."
     else:
-        match = (
-            f"its limit does *not* have the second moment of the closed form ({number(limit['second_moment'], 4)} for "
-            f"{number(told['second_moment'], 4)}, {number(abs(errors_off(limit, told)))} standard errors off)"
-        )
-    broken = [row["terms"] for row in told["truncation"] if row["largest"] > row["bound"]]
-    held = f"the bound is *broken* at K = {', '.join(map(str, broken))}" if broken else "no path exceeds the bound at any K"
+        off = number(abs(errors_off(limit, told)))
+        match = f"The second moment of its limit, {found}, is *not* that of the closed form, {truth}: it is {off} standard errors off."
+    over = broken(told)
+    held = f"The error bound is *broken* at K = {', '.join(map(str, over))}" if over else "No code exceeds the error bound at any K"
     closest = max(row["largest"] / row["bound"] for row in told["truncation"])
-    return f"The example {converges} (E ln s = {told['mean_log_scale']:.3f}); {match}; {held} (the largest comes to {100 * closest:.0f} % of it)."
+    return f"The example {converges} (E ln s = {told['mean_log_scale']:.3f}). {match} {held}; the largest error is {100 * closest:.0f} % of it."
 
 
 def code_sentence(code: dict[str, Any]) -> str:
     """How much of the trained code is its own image, and how long its echo is."""
     own, first, last = code["shares"][0], code["weights"][1] if len(code["weights"]) > 1 else 0.0, code["weights"][-1]
-    whose = "mostly its own image's" if own > 0.5 else "mostly other images'"
+    whose = "mostly its own image" if own > 0.5 else "mostly other images"
     needed = code["terms_needed"]
     if needed is None:
-        end = f"in its slowest dimension E ln s = {number(code['mean_log_scale']['largest'])}: the recursion does *not* converge there"
+        end = f"In its slowest dimension E ln s = {number(code['mean_log_scale']['largest'])}: the recursion does *not* converge there."
     else:
-        end = f"its slowest dimension forgets, on average, after {needed:,} images what single precision can hold"
+        end = f"In its slowest dimension the weights fall below single precision after {needed:,} images, on average"
         if code["terms_needed_active"] is not None and code["active"] and code["terms_needed_active"] < needed:
-            end += f" (the slowest active one after {code['terms_needed_active']:,})"
+            end += f"; in the slowest active one after {code['terms_needed_active']:,}"
+        end += "."
     return (
-        f"The trained code is {whose}: {100 * own:.0f} % of the summed lengths of its terms (active dimensions); the first image of its noise "
-        f"weighs {number(first, 2)}, the last one shown {number(last, 2)}; {end}."
+        f"The trained code is {whose}: {100 * own:.0f} % of the summed lengths of its terms, over active dimensions, are its own. The first image "
+        f"of its noise has the weight {number(first, 2)}, the last one shown {number(last, 2)}. {end}"
     )
 
 
 QUESTION = Question(
     "1c",
     "Echo noise, written out",
-    "Write out two recursions of the echo encoder z = m(x) + s(x) z1 and explain what its noise is.",
+    "Write out two recursions of the echo encoder $z = m(x) + s(x) dot.o z_1$, and explain what its noise is.",
     (),
     measure,
     draw,

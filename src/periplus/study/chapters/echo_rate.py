@@ -162,7 +162,7 @@ def draw(results: Results, workshop: Workshop) -> Figures:
         ],
     }
     return {
-        "bounds": curves.draw_lines([panel], workshop, "1d-bounds", height=2.7, columns=4),
+        "bounds": curves.draw_lines([panel], workshop, "1d-bounds", height=2.3, columns=4),
         "curve": curves.draw_curves(results["sweeps"], workshop, "1d-curve", 3 * first["ln_n"]),
     }
 
@@ -178,74 +178,84 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
     return (
         Heading("The identity, and its sign"),
         Paragraph(
-            'Given $x$, the code $z = m(x) + s(x) dot.o z_1$ is an affine image of $z_1$, with matrix $S(x) = "diag" s(x)$. Densities scale with the '
-            "volume, so with $h$ the differential entropy,"
+            'Given $x$, the code $z = m(x) + s(x) dot.o z_1$ is an affine function of $z_1$, with the matrix $S(x) = "diag" s(x)$. An affine map '
+            "changes the differential entropy $h$ by the logarithm of its volume factor:"
         ),
         Equation("h(z|x) = h(z_1|x) + ln abs(det S(x)).", "scaling"),
-        Paragraph("$z_1$ is independent of $x$ and, by the definition of echo noise, distributed as $z$ itself: $h(z_1|x) = h(z_1) = h(z)$. Hence"),
+        Paragraph(
+            "By the definition of echo noise $z_1$ is independent of $x$, so $h(z_1|x) = h(z_1)$; and it has the law of $z$ itself, so $h(z_1) = "
+            "h(z)$. Insert this into the definition of the information:"
+        ),
         Equation(
-            "I(x;z) = h(z) - EE_x h(z|x) = h(z) - EE_x [h(z) + ln abs(det S(x))] = - EE_x ln abs(det S(x)) = - EE_x sum_j ln s_j (x),", "echo-rate"
+            "I(x;z) = h(z) - EE_x h(z|x) = h(z) - EE_x [h(z) + ln abs(det S(x))] = - EE_x ln abs(det S(x)) = - EE_x sum_j ln s_j (x).", "echo-rate"
         ),
         Paragraph(
-            'and this is $EE_x "KL"[q^*(z|x) || q^*(z)]$ [@brekelmans2019]. The sheet prints it without the minus. The minus belongs there: $S$ '
-            "contracts, $s < 1$, so that $ln abs(det S)$ is negative, while a divergence cannot be. (The expectation matters as well: for a single "
-            "$x$ the term $- ln abs(det S(x))$ is *not* the divergence of that $x$.) No integral is left; neither $q^*(z|x)$ nor $q^*(z)$ need be "
-            "known."
+            'This is $EE_x "KL"[q^*(z|x) || q^*(z)]$ [@brekelmans2019]. No integral is left, and neither $q^*(z|x)$ nor $q^*(z)$ need be known.'
+        ),
+        Paragraph(
+            "*The sign is minus.* The sheet prints the formula without it. But $S$ contracts, $s < 1$, so $ln abs(det S)$ is negative, and a "
+            "divergence never is. *The expectation is needed as well*: for a single $x$ the term $- ln abs(det S(x))$ is not the divergence of this "
+            '$x$, because $"KL"[q^*(z|x) || q^*(z)] = - h(z|x) - EE_(q^*(z|x)) ln q^*(z)$, and the last term is $h(z)$ only on average over $x$.'
         ),
         Heading("When it fails"),
         Paragraph(
-            "The step that cancels $h(z)$ needs $h(z)$ to be finite. If $q^*$ is singular, a law on a set of volume zero, $h(z) = - infinity$ and "
-            "there is nothing to cancel. In general only an inequality is left, and for a channel that is fed with $N$ different images there is a "
-            "second one, because a code cannot tell more than which image it was:"
+            "Cancelling $h(z)$ is allowed only where $h(z)$ is finite. If $q^*$ is singular, that is, concentrated on a set of volume zero, then "
+            "$h(z) = - infinity$ and there is nothing to cancel. Two inequalities are always left. The second one holds for a channel that is fed "
+            "with $N$ different images, because a code cannot say more than which of them it was made from:"
         ),
-        Equation("I(x;z) <= - EE_x ln abs(det S(x)), quad I(x;z) <= H(x) = ln N,", "echo-theorem"),
+        Equation("I(x;z) <= - EE_x ln abs(det S(x)), quad I(x;z) <= H(x) = ln N.", "echo-theorem"),
         Paragraph(
-            "so $min(- EE ln abs(det S), ln N)$ is an upper bound, and the formula by itself is not a measurement. (Why: start the recursion from "
-            "any law with a density. Each step then has $h(z^((K))) - h(z^((K-1))) = I_K + EE ln abs(det S)$, exactly. Entropies of bounded "
-            "variance cannot grow for ever, so $I_K$ cannot stay above $- EE ln abs(det S)$; and in the limit information is lost, never gained.) "
-            "A formula above $ln N$ speaks of a population with more images than those at hand; below $ln N$ it can be wrong as well. Some cases "
-            "whose truth is known:"
+            "*Proof of the first.* Start the recursion from any law with a density and call its results $z^((1)), z^((2)), ...$; let $I_K$ be the "
+            "information $I(x;z^((K)))$. The scaling above holds exactly at every step, $h(z^((K))) - h(z^((K-1))) = I_K + EE_x ln abs(det S(x))$. "
+            "The variances stay bounded, so the entropies cannot grow for ever, and $I_K$ cannot stay above $- EE_x ln abs(det S(x))$ by a fixed "
+            "amount. In the limit information can be lost but not gained (it is lower semicontinuous), so $I(x;z)$ is no larger either."
+        ),
+        Paragraph(
+            "Therefore $min(- EE_x ln abs(det S), ln N)$ is an upper bound on the information, and the formula alone is not a measurement. A value "
+            "above $ln N$ speaks of a population with more images than those at hand. Below $ln N$ the formula can be wrong as well. [@cases] has "
+            "channels whose information is known."
+        ),
+        Paragraph(
+            "*The coin.* Here $z = (1 - s) sum_k s^k x_k$. With $s = 1\\/2$ these are the binary digits of $z$, which is uniform on $[0, 1]$: the "
+            "formula is right. With a smaller $s$ there are gaps between the values of $z$, it lives on a Cantor set, and $x$ can be read off "
+            "without error. That is $ln 2$ and cannot become more, but the formula goes on counting. *Two equal dimensions*: the formula counts the "
+            "same information twice. The independent evidence does not use the formula: KSG compares distances to nearest neighbours "
+            "[@kraskov2004], and InfoNCE asks which of many $x$ a code came from [@oord2018]; Fano's inequality turns a rate of errors into a lower "
+            "bound."
         ),
         case_table(results["cases"], results["points"], again),
-        Paragraph(
-            "For the coin, $z = (1 - s) sum_k s^k x_k$: with $s = 1\\/2$ these are binary digits, and $z$ is uniform. With a smaller $s$ there are "
-            "gaps, $x$ can be read off $z$ without error, and $z$ lives on a Cantor set: contracting more cannot tell more about a coin than $ln "
-            "2$, but the formula goes on counting. Two copies of a dimension count everything twice. The estimates know nothing of the formula: "
-            "that of Kraskov et al. compares distances to nearest neighbours [@kraskov2004], InfoNCE asks which $x$ a code came from [@oord2018]."
-        ),
         *statements(results["cases"]),
         Heading("On this study's data"),
         Paragraph(
-            f"The third sweep: `echo`, the same networks, betas and seeds as before. Its clip $r$ = {record['config']['clip']:g} keeps $s <= r$ in "
-            "sampler and rate alike, and puts a floor of $- d ln r$ under the rate. Codes of test images take their noise from training images, as "
-            "the decoder knows it."
+            f"The third sweep trains `echo` with the same networks, betas and seeds. Its clip $r$ = {record['config']['clip']:g} keeps $s <= r$ "
+            "both in the sampler and in the rate, so the rate is never below $- d ln r$. Codes of test images take their noise from training "
+            "images, which is the noise that the decoder knows."
         ),
         Command(record["command"]),
         bound_table(record, again),
         Figure(
             figures["bounds"]["path"],
-            "The formula of the echo encoders and what bounds their information on test images: InfoNCE from below, $ln N$ from above. (Values "
-            "below zero are gaps: there the lower bound says nothing.)",
+            "The formula of the echo encoders, and what bounds their information about test images: InfoNCE from below (left out where it is "
+            "negative), $ln N$ from above.",
             figures["bounds"]["command"],
             "Formula, InfoNCE and ln N against beta",
-            width=0.85,
+            width=0.65,
             label="echo-bounds",
         ),
         Figure(
             figures["curve"]["path"],
-            "Distortion against rate on test images: the prior's rate, the rate against the training images' $q(z)$, the echo formula. Means over "
-            f"seeds with 95 % intervals; points beyond {3 * first['ln_n']:.0f} nats are left out.",
+            "Distortion against rate on test images: the rate against the prior, that against the $q(z)$ of the training images, and the formula of "
+            f"echo noise. Means over seeds with 95 % intervals; points beyond {3 * first['ln_n']:.0f} nats are left out.",
             figures["curve"]["command"],
             "Rate-distortion curves of three models",
-            width=0.75,
+            width=0.65,
             label="three-curves",
         ),
         curves.comparison_table(
-            {", ".join(BRIEF[word] for word in pair.split(" against ")): rows for pair, rows in results["comparisons"].items()},
+            {key: sweeps[key] for key in ("echo", "vae", "marginal")},
+            {tuple(pair.split(" against ")): rows for pair, rows in results["comparisons"].items()},
+            BRIEF,
             again,
-            "three-table",
-            "Which curve lies below which: every model was trained to make D + βR small, so at each β the supporting lines of that slope are "
-            "compared. Test images, means over seeds; intervals are Welch's, 95 % for the three comparisons at one β together.",
         ),
         Finding(conclusion(results)),
     )
@@ -263,10 +273,10 @@ def case_table(cases: list[dict[str, Any]], points: int, command: str) -> Table:
         verdict = "yes" if abs(told["formula"] - told["truth"]) < OFF else "*no*"
         rows.append((told["name"], f"{told['formula']:.4f}", ln_n, f"{told['truth']:.4f}", told["why"], found, verdict))
     return Table(
-        ("case", "formula", "ln N", "truth", "because", "independent evidence", "formula right"),
+        ("case", "formula", "ln N", "truth", "truth known because", "independent evidence", "formula right"),
         tuple(rows),
-        "Echo channels whose information is known, nats. The truth of the first is $- [s ln s - s]\\/0.6$ between $s = 0.2$ and $0.8$; estimates "
-        f"from {points:,} independent codes, ± standard error.",
+        f"Echo channels whose information is known, in nats. Evidence: estimates from {points:,} independent codes ± standard error; ≥ marks a lower "
+        "bound. In the first case the truth is the integral of $- ln s \\/ 0.6$ from $s = 0.2$ to $0.8$.",
         command,
         align=("left", "decimal", "decimal", "decimal", "left", "left", "left"),
         label="cases",
@@ -278,7 +288,9 @@ def statements(cases: list[dict[str, Any]]) -> tuple[Block, ...]:
     said = [f"*{told['name']}*: {' '.join(told['statements'])}" for told in cases if told["statements"]]
     if not said:
         return ()
-    return (Paragraph("What Periplus' certificate says of these cases, word for word. " + " ".join(said)),)
+    return (
+        Paragraph("Periplus attaches a certificate to every echo rate. Word for word, these objections come with the cases above. " + " ".join(said)),
+    )
 
 
 def bound_table(record: dict[str, Any], command: str) -> Table:
@@ -288,13 +300,14 @@ def bound_table(record: dict[str, Any], command: str) -> Table:
         seeds = max(1, len(values(record, beta, "rate")))
         doubted = sum(bool(cell["test"]["statements"]) for cell in record["cells"] if cell["beta"] == beta)
         row = [told_beta(beta), *(half(values(record, beta, name)) for name in ("distortion", "rate", "infonce", "rate_low", "rate_high"))]
-        rows.append((*row, half([float(v) for v in values(record, beta, "active_units")]), f"{doubted} of {seeds}"))
+        rows.append((*row, half([float(v) for v in values(record, beta, "active_units")], 1), f"{doubted} of {seeds}"))
     first = record["cells"][0]["test"]
     return Table(
         ("β", "D", "formula", "InfoNCE", "I at least", "I at most", "active", "doubted"),
         tuple(rows),
-        "Echo encoders on test images, nats: mean over seeds ± half the 95 % interval. I: what the certificate leaves of the information about "
-        f"these {first['examples']:,} images (ln N = {first['ln_n']:.2f}). Doubted: cells whose certificate has an objection to the formula.",
+        "Echo encoders on test images, in nats per image: mean over seeds ± half of the 95 % interval. D: distortion. I: between which bounds the "
+        f"information about these {first['examples']:,} images lies (ln N = {first['ln_n']:.2f}). Active: units. Doubted: runs whose certificate "
+        "objects to the formula.",
         command,
         align=("left", *("decimal",) * 6, "left"),
         label="echo-table",
@@ -303,21 +316,34 @@ def bound_table(record: dict[str, Any], command: str) -> Table:
 
 def headline(results: Results) -> str:
     """The conclusion in two sentences."""
-    return f"{case_sentence(results['cases'])} {curve_sentence(results['comparisons'])}"
+    cases, comparisons = results["cases"], results["comparisons"]
+    wrong = wrong_cases(cases)
+    low = any(told["formula"] < told["truth"] for told in wrong)
+    decided = [row for rows in comparisons.values() for row in rows if row["verdict"] != "cannot tell"]
+    count = sum(map(len, comparisons.values()))
+    return (
+        f"The rate is $- EE ln abs(det S)$, with a minus. It is an upper bound, {'*violated* in these cases' if low else 'never too low'} and too "
+        f"high in {sum(told['formula'] > told['truth'] for told in wrong)} of {len(cases)} cases whose truth is known. On the data {len(decided)} "
+        f"of {count} comparisons of models are decided; {dominance_sentence(comparisons)}"
+    )
 
 
 def conclusion(results: Results) -> str:
-    """Where the formula holds, and which model lies below which, computed."""
-    return " ".join((case_sentence(results["cases"]), sweep_sentence(results["sweeps"]["echo"]), curve_sentence(results["comparisons"])))
+    """Where the formula holds, and which model costs less where, computed."""
+    return "\n".join((case_sentence(results["cases"]), sweep_sentence(results["sweeps"]["echo"]), curve_sentence(results["comparisons"])))
+
+
+def wrong_cases(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cases in which the formula is not the truth."""
+    return [told for told in cases if not abs(told["formula"] - told["truth"]) < OFF]
 
 
 def case_sentence(cases: list[dict[str, Any]]) -> str:
     """How many cases the formula gets right, whether it is ever too low, and whether every wrong one was noticed."""
-    right = [told for told in cases if abs(told["formula"] - told["truth"]) < OFF]
-    wrong = [told for told in cases if told not in right]
+    wrong = wrong_cases(cases)
     low = [told for told in wrong if told["formula"] < told["truth"]]
     noticed = [told for told in wrong if told["statements"]]
-    said = f"The formula is right in {len(right)} of {len(cases)} cases of known truth"
+    said = f"The formula is right in {len(cases) - len(wrong)} of {len(cases)} cases of known truth"
     if wrong:
         worst = max(wrong, key=lambda told: abs(told["formula"] - told["truth"]))
         said += f" and wrong in {len(wrong)}, by up to {number(abs(worst['formula'] - worst['truth']))} nats ({worst['name']})"
@@ -332,36 +358,54 @@ def sweep_sentence(record: dict[str, Any]) -> str:
     parts = []
     if above:
         parts.append(
-            f"On the data the formula is above ln N at β = {', '.join(map(told_beta, above))}, where it is not what the code tells about these images"
+            f"On the data the formula is above ln N at β = {', '.join(map(told_beta, above))}: there it is not what the code tells about these "
+            "images."
         )
-    below = [beta for beta in betas(record) if beta not in above]
     confirmed = {
         beta: max(0.0, curves.mean(values(record, beta, "infonce")) / curves.mean(values(record, beta, "rate")))
-        for beta in below
-        if values(record, beta, "infonce")
+        for beta in betas(record)
+        if beta not in above and values(record, beta, "infonce")
     }
     if confirmed:
         told = ", ".join(f"{100 * share:.0f} % at β = {told_beta(beta)}" for beta, share in confirmed.items())
-        parts.append(f"{'elsewhere' if above else 'On the data'} InfoNCE confirms {told} of it")
+        parts.append(f"{'Elsewhere' if above else 'On the data'} InfoNCE confirms a part of it: {told}.")
     last = betas(record)[-1]
     floor = -record["config"]["latent_dim"] * math.log(record["config"]["clip"])
     rate = curves.mean(values(record, last, "rate"))
-    parts.append(
-        f"at β = {told_beta(last)} the rate is {number(rate)} nats, {'at' if rate < 1.05 * floor else '*above*'} the clip's floor of {number(floor)}"
-    )
-    return "; ".join(parts) + "."
+    where = "the least that the clip allows" if rate < 1.05 * floor else f"*above* the least that the clip allows, {number(floor)}"
+    return " ".join([*parts, f"At β = {told_beta(last)} the rate is {number(rate)} nats, {where}."])
+
+
+def dominance_sentence(comparisons: dict[str, list[dict[str, Any]]]) -> str:
+    """Whether a model costs less than another one at every beta."""
+    everywhere = [tuple(SHORT[word] for word in pair.split(" against ")) for pair, rows in comparisons.items() if verdicts(rows) == {"lower"}]
+    everywhere += [
+        tuple(SHORT[word] for word in reversed(pair.split(" against "))) for pair, rows in comparisons.items() if verdicts(rows) == {"higher"}
+    ]
+    if not everywhere:
+        return "no model costs less than another one at every β."
+    return "; ".join(f"{a} costs less than {b} at every β" for a, b in everywhere) + "."
+
+
+def verdicts(rows: list[dict[str, Any]]) -> set[str]:
+    """The different verdicts of one pair."""
+    return {row["verdict"] for row in rows}
 
 
 def curve_sentence(comparisons: dict[str, list[dict[str, Any]]]) -> str:
-    """Which model lies below which."""
-    parts = [curves.verdict_sentence(rows, *(SHORT[word] for word in pair.split(" against "))) for pair, rows in comparisons.items()]
-    everywhere = [pair for pair, rows in comparisons.items() if {row["verdict"] for row in rows} == {"lower"}]
-    told = "One dominates" if everywhere else "No model lies below another at every β"
-    which = f" everywhere ({'; '.join(everywhere)})" if everywhere else ""
-    return f"{told}{which}: {'; '.join(parts)}."
+    """Which model costs less where; what is undecided is counted."""
+    told = []
+    for pair, rows in comparisons.items():
+        first, second = (SHORT[word] for word in pair.split(" against "))
+        told.append(curves.verdict_sentence(rows, first, second, undecided=False))
+    said = "; ".join(part for part in told if part)
+    count, left = sum(map(len, comparisons.values())), sum(row["verdict"] == "cannot tell" for rows in comparisons.values() for row in rows)
+    decided = f" {said[0].upper()}{said[1:]}." if said else ""
+    return f"By D + βR on test images {dominance_sentence(comparisons)}{decided} {left} of {count} comparisons *cannot be told*."
 
 
-BRIEF = {"vae": "β-VAE", "marginal": "VAE against q(z)", "echo": "echo"}
+#: What the sweeps are called in a table's header, and in sentences.
+BRIEF = {"vae": "β-VAE", "marginal": "q(z)", "echo": "echo"}
 SHORT = {"vae": "the β-VAE", "marginal": "the VAE against q(z)", "echo": "echo"}
 
 QUESTION = Question(

@@ -93,7 +93,7 @@ def draw_images(workshop: Workshop) -> dict[str, str]:
         generator = torch.Generator().manual_seed(stream(0, "reconstructions"))
         z = run.channel.sample(*run.encode(images), generator)
         rows += [run.decode(z).clamp(0, 1), run.sample(COLUMNS).clamp(0, 1)]
-        labels += [f"β = {told_beta(beta)}: rebuilt", "prior samples"]
+        labels += [f"β = {beta:g}: rebuilt", "prior samples"]
     path = Path("figures") / "1a-images.png"
     pictures.image_grid(torch.cat(rows), workshop.folder / path, COLUMNS, labels)
     return {"path": str(path), "command": workshop.again("1a")}
@@ -106,51 +106,57 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
     return (
         Heading("The loss"),
         Paragraph(
-            'An encoder sends an image $x$ to a normal law $q(z|x) = cal(N)(m(x), "diag" s(x)^2)$ of codes, a decoder sends a code $z$ to a law of '
-            "images. The $beta$-VAE [@higgins2017] weighs what the decoder misses against what the code costs,"
+            'An encoder maps an image $x$ to a normal law $q(z|x) = cal(N)(m(x), "diag" s(x)^2)$ of codes $z$. A decoder maps a code to a law '
+            "$p(x|z)$ of images. The loss of the $beta$-VAE [@higgins2017] adds the distortion $D$, what the decoder gets wrong, and $beta$ times "
+            "the rate $R$, what the code costs:"
         ),
         Equation(
-            'L_beta = D + beta R, quad D = EE_x EE_(z tilde.op q(z|x)) [- ln p(x|z)], quad R = EE_x "KL"[q(z|x) || p(z)], quad p(z) = cal(N)(0, I),',
+            'L_beta = D + beta R, quad D = EE_x EE_(z tilde.op q(z|x)) [- ln p(x|z)], quad R = EE_x "KL"[q(z|x) || p(z)], quad p(z) = cal(N)(0, I).',
             "beta-loss",
         ),
         Paragraph(
-            "in nats per image, summed over pixels; $beta = 1$ is the negative evidence bound of the variational autoencoder [@kingma2014]. With "
-            "$q(z) = EE_x q(z|x)$, the law of codes when images are drawn from the data, the rate splits into what the code tells about the image, "
-            "and how far codes are from the prior [@hoffman2016]:"
+            "Both are in nats per image, summed over pixels. At $beta = 1$ the loss is the negative evidence lower bound of the variational "
+            "autoencoder [@kingma2014]. Let $q(z) = EE_x q(z|x)$ be the law of the codes when images are drawn from the data. The rate then has two "
+            "parts [@hoffman2016]: the information $I(x;z)$ that the code has about the image, and the divergence of the codes from the prior,"
         ),
-        Equation('R = I(x;z) + "KL"[q(z) || p(z)].', "rate-split"),
-        Heading("β to infinity: nothing is said"),
+        Equation('R = EE_x "KL"[q(z|x) || q(z)] + "KL"[q(z) || p(z)] = I(x;z) + "KL"[q(z) || p(z)].', "rate-split"),
+        Heading("β to infinity: the code says nothing"),
         Paragraph(
-            "For $beta -> infinity$ every nat of rate costs more than it can save. $R = 0$ is possible, with $q(z|x) = p(z)$ for every $x$; then "
-            "$z$ knows nothing of $x$, and the best decoder is the one constant law that fits all images best. For pixels $x_i in [0, 1]$ and a "
-            "Bernoulli likelihood that is the mean image, and, with $H_b (p) = -p ln p - (1 - p) ln (1 - p)$ and $overline(x)_i = EE_x x_i$,"
+            "A rate of zero is always possible: let $q(z|x) = p(z)$ for every $x$. The code then says nothing about the image, and the best decoder "
+            "gives one and the same law for all images. For pixels $x_i in [0, 1]$ and a Bernoulli likelihood this law is the mean image "
+            "$overline(x)_i = EE_x x_i$. Its distortion is a sum of binary entropies,"
         ),
-        Equation("D_infinity = min_c EE_x [- ln p_c (x)] = sum_i H_b (overline(x)_i),", "constant"),
+        Equation("D_infinity = min_c EE_x [- ln p_c (x)] = sum_i H_b (overline(x)_i), quad H_b (p) = - p ln p - (1 - p) ln (1 - p)", "constant"),
         Paragraph(
-            "for squared errors the total variance of the data. On test images, against the mean of the training images, it is slightly different. "
-            "The loss itself stays finite: $L_infinity = D_infinity$. The encoder's dimensions fall silent: those whose location varies, "
-            '$"Var"_x m_j (x) > 0.01$, are called active, and none is left.'
+            "(for a Gaussian likelihood: the total variance of the data, in the unit of the likelihood). So the least loss is never above "
+            "$D_infinity$, and a model that reaches it has $R <= D_infinity \\/ beta$. For $beta -> infinity$ the rate goes to zero and the "
+            "distortion to $D_infinity$. On test images the distortion is slightly different, because the mean is that of the training images. A "
+            'dimension $j$ of the code is called *active* where its location depends on the image, $"Var"_x m_j (x) > 0.01$. In this limit none is '
+            "active."
         ),
-        Heading("β to zero: everything is said"),
+        Heading("β to zero: the code says everything"),
         Paragraph(
-            "For $beta -> 0$ noise has no use: $s -> 0$, and the model becomes a deterministic autoencoder. $D$ falls to what decoder and training "
-            "allow, at best "
+            "For $beta -> 0$ a code costs nothing, and noise in it only does harm. So $s -> 0$, and the model becomes a deterministic autoencoder. "
+            "The distortion falls to what the decoder and its training allow. No decoder can go below "
             + (
-                "the entropy $EE_x sum_i H_b (x_i)$ of the grey pixels themselves, which no decoder can go below (it is zero for black and white). "
+                "the entropy $EE_x sum_i H_b (x_i)$ of the grey pixels themselves, which is zero for images in black and white. "
                 if bernoulli
                 else "zero. "
             )
-            + "Meanwhile $R$ contains $- sum_j ln s_j$ and grows without bound, stopped by the optimiser or by float precision only. Not all "
-            "of that is information. The data at hand are $N$ images, and whatever the code does, $I(x;z) <= H(x) = ln N$: the rest of $R$ must be "
-            '$"KL"[q(z) || p(z)]$. Codes leave the prior, the decoder is never trained where prior samples fall, and what it draws there need not '
-            "look like data. (This is a statement about training, not a law: a linear model with Gaussian data keeps $q(z) = p(z)$ for every $beta "
-            "> 0$. So it is measured below, by the divergence.)"
+            + "The rate contains $- sum_j ln s_j$ and grows without bound, until the optimiser or the precision of the numbers stops it. Not all of "
+            "this rate is information. The data are $N$ images, and no code can say more than which of them it was made from: $I(x;z) <= H(x) = ln "
+            'N$. The rest of the rate must be $"KL"[q(z) || p(z)]$: the codes leave the prior. Samples of the prior then lie where the decoder was '
+            "never trained, and need not look like data."
+        ),
+        Paragraph(
+            "The last step is an observation about training and no theorem: a linear model of Gaussian data keeps $q(z) = p(z)$ for every $beta > "
+            "0$. Therefore the divergence is measured below."
         ),
         Heading("What was trained"),
         Paragraph(
-            f"{len(betas(record))} values of $beta$, {counted(record['seeds'], 'seed')} each, one hidden layer of "
-            f"{record['config']['hidden']} units on either side. $q(z)$ is evaluated exactly, as the mixture of all encodings of the "
-            f"split{where_told(study, '1b', ' (chapter 1b)')}."
+            f"{len(betas(record))} values of $beta$ with {counted(record['seeds'], 'seed')} each. Encoder and decoder have "
+            f"{counted(record['config'].get('depth', 1), 'hidden layer')} of {record['config']['hidden']} units. $q(z)$ is computed exactly, as the "
+            f"mixture of the encodings of all images{where_told(study, '1b', ' (chapter 1b)')}."
         ),
         settings_of(record["config"]),
         Command(record["command"]),
@@ -158,24 +164,26 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         sweep_table(record, figures["curve"]["command"]),
         Figure(
             figures["curve"]["path"],
-            "Distortion against rate on test images, a point for each $beta$: mean over seeds with 95 % intervals, and the single seeds as dots.",
+            "Distortion against rate on test images. Each point is one $beta$, written beside it: the mean over seeds with 95 % intervals; dots are "
+            "single seeds.",
             figures["curve"]["command"],
             "Rate-distortion curve of the beta-VAE",
+            width=0.8,
             label="vae-curve",
         ),
         Figure(
             figures["extremes"]["path"],
-            "The two extremes, against $beta$. Left: distortion, between the best constant image and the entropy of the pixels. Right: the rate "
-            "and its two parts on test images; the marginal rate cannot exceed the logarithm of their number. (Values below zero, which are noise "
-            "of the estimate, are gaps.)",
+            "Both extremes. Left: the distortion lies between the best constant image (above) and the entropy of the pixels (below). Right: the "
+            "rate and its two parts on test images; the marginal rate $I(x;z)$ cannot exceed the logarithm of their number. Estimates that are "
+            "below zero by noise have no place on this axis and are left out.",
             figures["extremes"]["command"],
             "Distortion and rates against beta",
             label="vae-extremes",
         ),
         Figure(
             figures["images"]["path"],
-            "Test images; for the smallest $beta$, the one nearest 1 and the largest: their reconstructions, and samples of the prior. Seed 0, not "
-            "selected.",
+            "Test images in the first row. Below, for the smallest $beta$, the one nearest to 1 and the largest: their reconstructions, and images "
+            "decoded from samples of the prior. Seed 0; nothing is selected.",
             figures["images"]["command"],
             "Reconstructions and prior samples at three betas",
             label="vae-images",
@@ -191,17 +199,17 @@ def sweep_table(record: dict[str, Any], command: str) -> Table:
         row: list[str] = [told_beta(beta)]
         row += [half(values(record, beta, "distortion", split)) for split in ("train", "test")]
         row += [half(values(record, beta, name)) for name in ("prior_rate", "marginal_rate", "kl_to_prior")]
-        row.append(half([float(v) for v in values(record, beta, "active_units")]))
+        row.append(half([float(v) for v in values(record, beta, "active_units")], 1))
         rows.append((*row, half(ratios(record, beta))))
     first = record["cells"][0]
     return Table(
-        ("β", "D, train", "D, test", "rate R", "marginal rate", "KL[q(z) || p(z)]", "active units", "samples"),
+        ("β", "D, train", "D, test", "rate R", "I(x;z)", "KL[q(z) || p(z)]", "active units", "samples"),
         tuple(rows),
-        f"The sweep, in nats per image: mean over {counted(record['seeds'], 'seed')} ± half the 95 % interval. Rates on test images ($N$ = "
-        f"{first['test']['examples']:,}, $ln N$ = {first['test']['ln_n']:.2f}). "
-        f"Best constant image: {level(record, 'constant_distortion', 'train'):.2f} (train), {level(record, 'constant_distortion'):.2f} (test). "
-        f"Least distortion possible on test images: {level(record, 'entropy_floor'):.2f}.{whose_images(record)} "
-        f"Samples: median distance of prior samples to the nearest training image, over that of test images.",
+        f"The sweep over β: mean over {counted(record['seeds'], 'seed')} ± half of the 95 % interval. Distortion D, rate R and its two parts are in "
+        f"nats per image, the last three on test images ($N$ = {first['test']['examples']:,}, $ln N$ = {first['test']['ln_n']:.2f}). "
+        f"The best constant image has D = {level(record, 'constant_distortion', 'train'):.2f} (train) and {level(record, 'constant_distortion'):.2f} "
+        f"(test); the least distortion possible on test images is {level(record, 'entropy_floor'):.2f}.{whose_images(record)} Active units: of "
+        f"{record['config']['latent_dim']}. Samples: median distance of prior samples to the nearest training image, divided by that of test images.",
         command,
         align=("left", *("decimal",) * 7),
         label="vae-table",
@@ -216,11 +224,7 @@ def level(record: dict[str, Any], name: str, split: str = "test") -> float:
 def whose_images(record: dict[str, Any]) -> str:
     """A sentence where seeds have other test images each; nothing where they share them."""
     several = len(set(values(record, betas(record)[0], "entropy_floor"))) > 1
-    return (
-        " Every seed holds out other images: intervals hold that difference too, and what no sweep can undercut is the mean over seeds."
-        if several
-        else ""
-    )
+    return " Every seed holds out other images: the intervals contain this difference too, and these bounds are means over seeds." if several else ""
 
 
 def ratios(record: dict[str, Any], beta: float) -> list[float]:
@@ -231,30 +235,48 @@ def ratios(record: dict[str, Any], beta: float) -> list[float]:
 def conclusion(results: Results) -> str:
     """What the sweep says about both extremes, computed from it."""
     record = results["sweeps"]["vae"]
-    return " ".join(said for said in (at_infinity(record), at_zero(record), prior_sentence(record), samples_sentence(record)) if said)
+    return "\n".join(said for said in (at_infinity(record), at_zero(record), prior_sentence(record), samples_sentence(record)) if said)
 
 
 def headline(results: Results) -> str:
     """The conclusion in two sentences."""
     record = results["sweeps"]["vae"]
-    return f"{at_infinity(record)} {prior_sentence(record)}"
+    least, most = betas(record)[0], betas(record)[-1]
+    upper = "the code says nothing, the upper extreme is reached" if reached(record) else "the upper extreme is *not* reached"
+    rate, marginal = (values(record, least, name) for name in ("prior_rate", "marginal_rate"))
+    leave = "the codes *leave* the prior" if leaves_prior(record) else "that the codes leave the prior is *not* shown"
+    return (
+        f"At β = {told_beta(most)} the rate is at most {number(max(values(record, most, 'prior_rate')))} nats: {upper}. At β = {told_beta(least)} "
+        f"the rate is {half(rate)} nats, of which {half(marginal)} are information; {leave}."
+    )
+
+
+def excesses(record: dict[str, Any]) -> list[float]:
+    """By which part the distortion at the largest beta is off that of the best constant image, on test images, by seed."""
+    beta = betas(record)[-1]
+    return [d / c - 1 for d, c in zip(values(record, beta, "distortion"), values(record, beta, "constant_distortion"), strict=True)]
+
+
+def reached(record: dict[str, Any]) -> bool:
+    """Whether the largest beta has a rate of next to nothing and the distortion of the best constant image, for every seed."""
+    return max(values(record, betas(record)[-1], "prior_rate")) < SILENT_RATE and max(map(abs, excesses(record))) < CONSTANT_SHARE
 
 
 def at_infinity(record: dict[str, Any]) -> str:
     """Whether the largest beta reaches R = 0 and the best constant."""
     beta = betas(record)[-1]
-    excess = [d / c - 1 for d, c in zip(values(record, beta, "distortion"), values(record, beta, "constant_distortion"), strict=True)]
-    rates = values(record, beta, "prior_rate")
-    worst = max(excess, key=abs)
-    silent, constant = max(rates) < SILENT_RATE, abs(worst) < CONSTANT_SHARE
+    rates, worst = values(record, beta, "prior_rate"), max(excesses(record), key=abs)
     active = max(values(record, beta, "active_units"))
-    said = f"At β = {told_beta(beta)} the rate is at most {number(max(rates))} nats ({'' if silent else '*not* '}below {SILENT_RATE:g})"
-    told = f"the distortion on test images is within {100 * abs(worst):.2f} % of the best constant image's"
-    if not constant:
+    silent = "" if max(rates) < SILENT_RATE else "*not* "
+    told = f"the distortion on test images is within {100 * abs(worst):.2f} % of that of the best constant image"
+    if abs(worst) >= CONSTANT_SHARE:
         limit = f"*more* than {100 * CONSTANT_SHARE:g} %"
         told = f"the distortion on test images is up to {100 * abs(worst):.1f} % off that of the best constant image, {limit}"
-    verdict = "this sweep has reached the upper extreme" if silent and constant else "this sweep has *not* reached the upper extreme"
-    return f"{said}, {told}, and {active:g} unit{'s are' if active != 1 else ' is'} active: {verdict}."
+    verdict = "this sweep has reached the upper extreme" if reached(record) else "this sweep has *not* reached the upper extreme"
+    return (
+        f"At β = {told_beta(beta)} the rate is at most {number(max(rates))} nats ({silent}below {SILENT_RATE:g}), {told}, and "
+        f"{active:g} unit{'s are' if active != 1 else ' is'} active: {verdict}."
+    )
 
 
 def at_zero(record: dict[str, Any]) -> str:
@@ -265,7 +287,7 @@ def at_zero(record: dict[str, Any]) -> str:
     full = min(marginal) > 0.99 * ln_n
     return (
         f"At β = {told_beta(beta)} the rate is {half(rate)} nats, of which {half(marginal)} are information about the image "
-        f"({'all' if full else 'not all'} that {number(math.exp(ln_n), 4)} images have: ln N = {ln_n:.2f}); the distortion, {half(distortion)} "
+        f"({'all' if full else 'not all'} that {math.exp(ln_n):,.0f} images have: ln N = {ln_n:.2f}). The distortion, {half(distortion)} "
         f"nats, is {number(mean(distortion) - floor)} above the least possible."
     )
 
@@ -275,19 +297,25 @@ def one_of(record: dict[str, Any]) -> float:
     return min(betas(record), key=lambda beta: abs(math.log(max(beta, 1e-30))))
 
 
+def leaves_prior(record: dict[str, Any]) -> bool:
+    """Whether the divergence from the prior is larger at the smallest beta than at the one nearest 1, interval against interval."""
+    beta, one = betas(record)[0], one_of(record)
+    here, there = (curves.spread(values(record, b, "kl_to_prior")) for b in (beta, one))
+    return beta != one and here[1] > there[2]
+
+
 def prior_sentence(record: dict[str, Any]) -> str:
     """Whether codes leave the prior as beta falls."""
     beta, one = betas(record)[0], one_of(record)
-    mismatch = values(record, beta, "kl_to_prior")
     divergences = [curves.spread(values(record, b, "kl_to_prior")) for b in betas(record)]
     falling = all(a[0] >= b[0] or a[1] <= b[2] for a, b in zip(divergences, divergences[1:], strict=False))
-    far = curves.spread(mismatch)[1] > curves.spread(values(record, one, "kl_to_prior"))[2] and beta != one
-    if far:
-        verdict = f"codes *leave* the prior as β falls{'' if falling else ' (though not at every step)'}"
+    if leaves_prior(record):
+        verdict = f"the codes *leave* the prior as β falls{'' if falling else ' (though not at every step)'}"
     else:
-        verdict = "these seeds do *not* show codes leaving the prior as β falls"
-    where = f"at β = {told_beta(beta)} and"
-    return f"KL[q(z) || p(z)] is {half(mismatch)} nats {where} {half(values(record, one, 'kl_to_prior'))} at β = {told_beta(one)}: {verdict}."
+        verdict = "these seeds do *not* show that the codes leave the prior as β falls"
+    here, there = (half(values(record, b, "kl_to_prior")) for b in (beta, one))
+    alone = " (one seed: nothing is known of others)" if len(values(record, beta, "kl_to_prior")) == 1 else ""
+    return f"KL[q(z) || p(z)] is {here} nats at β = {told_beta(beta)} and {there} at β = {told_beta(one)}: {verdict}{alone}."
 
 
 def samples_sentence(record: dict[str, Any]) -> str:
@@ -297,9 +325,18 @@ def samples_sentence(record: dict[str, Any]) -> str:
     if not here or not there or beta == one:
         return ""
     low, high = metrics.welch_interval(here, there)
-    verdict = "*further* from the data" if low > 0 else "*nearer* to the data" if high < 0 else "*not tellably* further from or nearer to the data"
-    told = f"{half(here)} times as far from the nearest training image as test images are, against {half(there)}"
-    return f"Prior samples are {verdict} at the smallest β: {told}."
+    than = f"than those at β = {told_beta(one)}"
+    verdict = (
+        f"*further* from the data {than}"
+        if low > 0
+        else f"*nearer* to the data {than}"
+        if high < 0
+        else f"*not told apart* in their distance from the data from those at β = {told_beta(one)}"
+    )
+    return (
+        f"Prior samples at β = {told_beta(beta)} are {verdict}: {half(here)} times as far from the nearest training image as test images are, "
+        f"against {half(there)} times."
+    )
 
 
 QUESTION = Question(

@@ -10,7 +10,7 @@ from periplus import metrics
 from periplus.report import Block, Command, Equation, Figure, Finding, Heading, Paragraph, plain
 from periplus.study import judging
 from periplus.study.question import Figures, Question, Results
-from periplus.study.telling import collapse_sentence, joined, number, run_table, settings_of
+from periplus.study.telling import collapse_count, collapse_sentence, joined, number, run_table, settings_of
 from periplus.study.workshop import Workshop
 
 PANELS = {
@@ -37,39 +37,43 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
     return (
         Heading("Two networks, one game"),
         Paragraph(
-            "A generator $G$ maps codes $z tilde.op cal(N)(0, I)$ to images; a discriminator $D$ gives every image a score, the logit of its being "
-            "real. With $sigma$ the logistic function, $D$ minimises the cross-entropy of its two-class problem,"
+            "A generator $G$ maps codes $z tilde.op cal(N)(0, I)$ to images. A discriminator $D$ gives every image a score: the logit of its being "
+            "real. With the logistic function $sigma$, the discriminator minimises the cross-entropy of its two classes,"
         ),
-        Equation("L_D = - EE_x [ln sigma(D(x))] - EE_z [ln (1 - sigma(D(G(z))))]", "gan-d"),
+        Equation("L_D = - EE_x [ln sigma(D(x))] - EE_z [ln (1 - sigma(D(G(z))))].", "gan-d"),
         Paragraph(
-            "whose minimum over all functions is $D(x) = ln p(x) - ln p_G (x)$, the log-ratio of the densities of data and samples; an undecided "
-            "discriminator has $L_D = 2 ln 2 approx 1.386$ nats [@goodfellow2014]. For the generator two losses are in use:"
+            "Where the data have the density $p$ and the samples $p_G$, the integrand at an image is $- p ln sigma(D) - p_G ln (1 - sigma(D))$. Its "
+            "derivative in $D$ vanishes at $sigma(D) = p \\/ (p + p_G)$, that is, at $D = ln p - ln p_G$. If data and samples have the same law, the "
+            "best score is zero and $L_D = 2 ln 2 approx 1.386$ nats [@goodfellow2014]. For the generator two losses are in use:"
         ),
-        Equation('L_G^"ns" = - EE_z [ln sigma(D(G(z)))], quad quad L_G^"sat" = EE_z [ln (1 - sigma(D(G(z))))].', "gan-g"),
+        Equation('L_G^"sat" = EE_z [ln (1 - sigma(D(G(z))))], quad quad L_G^"ns" = - EE_z [ln sigma(D(G(z)))].', "gan-g"),
         Paragraph(
-            "They are often written as if they were one. They share their fixed point, but not their slopes with respect to the score: "
-            "$-(1 - sigma)$ for the first, the *non-saturating* loss, and $-sigma$ for the second, the *saturating* one. Early on the discriminator "
-            "rejects fakes with confidence, $sigma(D(G(z))) approx 0$: the first then pulls with full force where the second has stopped pulling. "
-            f"This study uses the {plain(config['generator_loss'])} loss; `--generator-loss` chooses."
+            "The first, the *saturating* loss, makes a game in which one side wins what the other loses: it is minus the second part of $L_D$. The "
+            "second, the *non-saturating* loss, is the cross-entropy of samples that are labelled as real. They are often written as if they were "
+            "one, but they are different functions: their slopes with respect to the score are $- sigma$ and $-(1 - sigma)$. Both pull the score up "
+            "and both have $p_G = p$ as their fixed point. Early in training, however, the discriminator rejects samples with confidence, "
+            "$sigma(D(G(z))) approx 0$: the non-saturating loss then pulls with its full slope, and the saturating one hardly at all. This study "
+            f"uses the {plain(config['generator_loss'])} loss; `--generator-loss` chooses."
         ),
         Heading("What was trained"),
         Paragraph(network_sentence(config)),
         settings_of(config),
-        Paragraph("Each run is made again, to the bit, by its command; for the first seed:"),
+        Paragraph("The command of the first seed makes its run again, to the bit:"),
         Command(runs[0]["command"]),
         Heading("What came out"),
         *sample_figures(results, "GAN"),
         run_table(results, "gan-runs"),
+        neighbour_figure(results, "gan-neighbours"),
         Figure(
             results["figures"]["curves"]["path"],
-            "Training of the GAN, every seed a thin line. Losses are means between two points. The gap is $EE D(x) - EE D(G(z))$ on held-out images: "
-            "the discriminator's lead. A balanced game keeps the loss below, but not far below, $2 ln 2$.",
+            "Training of the GAN: every seed is a thin line, their mean the thick one. The gap is the mean score of held-out images less that of "
+            "samples, $EE D(x) - EE D(G(z))$: the lead of the discriminator. In a balanced game its loss stays below, but not far below, $2 ln 2$.",
             results["figures"]["curves"]["command"],
             "Curves of losses, gap and gradient norm against epochs",
+            width=0.9,
             label="gan-curves",
         ),
         *class_figure(results, "gan-classes"),
-        neighbour_figure(results, "gan-neighbours"),
         Finding(conclusion(results)),
     )
 
@@ -79,10 +83,10 @@ def network_sentence(config: dict[str, Any]) -> str:
     norm = "with batch normalisation" if config["generator_batch_norm"] else "without normalisation"
     dropout = f" with dropout {config['critic_dropout']:g}" if config["critic_dropout"] else " without dropout"
     return (
-        "The generator is fully connected, 128-256-512-1024 hidden units, each layer linear, then a leaky rectifier of slope 0.2, "
-        f"{norm}, a sigmoid at the end; its opponent has 512-256 hidden units{dropout}. Weights start with Kaiming's variance for the leaky slope: "
-        "with the framework's default initialisation every layer shrinks its signal and the generator starts, and may stay, at one constant image. "
-        "Images are sampled from a running average of the generator's weights."
+        "The generator is fully connected with 128, 256, 512 and 1024 hidden units. Each layer is linear and followed by a leaky rectifier of slope "
+        f"0.2, {norm}; a sigmoid stands at the end. Its opponent has 512 and 256 hidden units{dropout}. The weights begin with Kaiming's variance "
+        "for the leaky slope: with the default of the framework every layer shrinks its signal, and the generator begins, and may stay, at one "
+        "constant image. Samples are drawn from a running average of the weights of the generator."
     )
 
 
@@ -119,11 +123,12 @@ def class_figure(results: Results, label: str) -> tuple[Block, ...]:
     return (
         Figure(
             results["figures"]["classes"]["path"],
-            f"Classes of {run['samples']:,} samples of each run, told by their three nearest neighbours among real images (error "
-            f"{100 * error['value']:.1f} %, 95 % interval {100 * error['low']:.1f} to {100 * error['high']:.1f} %, on real images); whiskers are "
-            "95 % Wilson intervals.",
+            f"Classes of {run['samples']:,} samples of each run. A sample has the class of most of its three nearest neighbours among real images; "
+            f"on real images this rule errs in {100 * error['value']:.1f} % (95 % interval {100 * error['low']:.1f} to {100 * error['high']:.1f} "
+            "%). Whiskers are 95 % Wilson intervals.",
             results["figures"]["classes"]["command"],
             "Bars of class shares",
+            width=0.9,
             label=label,
         ),
     )
@@ -133,8 +138,8 @@ def neighbour_figure(results: Results, label: str) -> Figure:
     """Samples and their nearest training images."""
     return Figure(
         results["figures"]["neighbours"]["path"],
-        "Samples (above), the nearest of all training images (below) and their Euclidean distance with pixels in $[0, 1]$. A distance of 0 would be "
-        "a copy.",
+        "Samples (above), the nearest of all training images (below) and the Euclidean distance of the two, with pixels in $[0, 1]$. A distance of 0 "
+        "would be a copy.",
         results["figures"]["neighbours"]["command"],
         "Pairs of samples and nearest training images",
         label=label,
@@ -149,31 +154,52 @@ def conclusion(results: Results) -> str:
         parts.append(overfitting_sentence(runs))
     ratios = [r["neighbour_ratio"] for r in runs]
     if all(r is not None for r in ratios):
-        low, high = min(r["neighbour_ratio_interval"][0] for r in runs), max(r["neighbour_ratio_interval"][1] for r in runs)
-        verdict = (
-            "nearer to the training images than fresh data are, which copying would explain"
-            if high < 1
-            else "further from the training images than fresh data are"
-            if low > 1
-            else "about as far from the training images as fresh data are"
-        )
+        low, high = bounds_of_nearness(runs)
         parts.append(
-            f"Samples are {verdict}: their median nearest distance is {joined(ratios)} times that of held-out images (95 % intervals within "
-            f"{number(low)} to {number(high)})."
+            f"Samples are {nearness(runs)}: their median distance to the nearest training image is {joined(ratios)} times that of held-out images "
+            f"(95 % intervals within {number(low)} to {number(high)})."
         )
-    return " ".join(parts)
+    return "\n".join(parts)
+
+
+def headline(results: Results) -> str:
+    """The conclusion in a sentence or two."""
+    runs = results["runs"]
+    near = "" if any(r["neighbour_ratio"] is None for r in runs) else f" Samples are {nearness(runs)}."
+    return f"{collapse_count(runs)}.{near} Two different losses of the generator go by one name; this study uses the {generator_loss(results)} one."
+
+
+def generator_loss(results: Results) -> str:
+    """The loss that the generators were trained with."""
+    return plain(results["config"]["generator_loss"])
+
+
+def bounds_of_nearness(runs: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """The lowest and the highest end of the intervals of all runs."""
+    return min(r["neighbour_ratio_interval"][0] for r in runs), max(r["neighbour_ratio_interval"][1] for r in runs)
+
+
+def nearness(runs: Sequence[dict[str, Any]]) -> str:
+    """Whether samples are as far from the training images as new data are, by the intervals of all runs."""
+    low, high = bounds_of_nearness(runs)
+    if high < 1:
+        return "nearer to the training images than held-out images are, which copying would explain"
+    if low > 1:
+        return "further from the training images than held-out images are"
+    return "about as far from the training images as held-out images are"
 
 
 def overfitting_sentence(runs: Sequence[dict[str, Any]]) -> str:
     """Whether the discriminator's lead is larger on images that it trains on than on held-out ones; seeds are the sample."""
     train, held_out = ([r["last_metrics"][f"critic_gap_{part}"] for r in runs] for part in ("train", "held_out"))
     low, high = metrics.mean_interval([a - b for a, b in zip(train, held_out, strict=True)])
-    told = f"At the end the discriminator's lead is {number(judging.mean(train))} on training and {number(judging.mean(held_out))} on held-out images"
+    means = f"{number(judging.mean(train))} on training and {number(judging.mean(held_out))} on held-out images"
+    told = f"At the end the lead of the discriminator is {means}"
     if math.isinf(low):
         return f"{told}; one seed cannot tell whether the difference is more than chance."
-    interval = f"the difference has the 95 % interval {number(low)} to {number(high)} over seeds"
-    verdict = "it has begun to learn its training images by heart" if low > 0 else "these seeds cannot tell it from none"
-    return f"{told}: {interval}; {verdict}."
+    interval = f"The difference has the 95 % interval {number(low)} to {number(high)} over seeds"
+    verdict = "it has begun to learn its training images by heart" if low > 0 else "these seeds cannot tell it from zero"
+    return f"{told}. {interval}: {verdict}."
 
 
 QUESTION = Question(

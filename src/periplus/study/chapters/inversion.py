@@ -64,8 +64,9 @@ def measure(workshop: Workshop) -> Results:
     cells = workshop.of(MODEL)
     run = cells[0][1]
     train, test = workshop.splits(run)
-    targets, search = choose(test, IMAGES), Search(STARTS)
+    targets, search, parts = choose(test, IMAGES), Search(STARTS), len(cells) + 2
     found = locate(run, targets, search)
+    workshop.progress(1, parts)
     record = inversion_record(run, targets, found, search)
     del record["run"]  # its folder: a study may be moved
     baselines = bounding(run, search, train, targets)
@@ -73,6 +74,9 @@ def measure(workshop: Workshop) -> Results:
         image |= bounds | ends_of(found, row)
     passing = Search(FEW_STARTS)
     few = [record["mean_error"] if k == 0 else float(locate(other, targets, passing).error.mean()) for k, (_, other) in enumerate(cells)]
+    workshop.progress(parts - 2, parts)
+    known = planted(run)
+    workshop.progress(parts - 1, parts)
     return {
         "model": MODEL,
         "config": {k: v for k, v in dataclasses.asdict(run.config).items() if k != "seed" and v is not None},
@@ -83,7 +87,7 @@ def measure(workshop: Workshop) -> Results:
         "split": test.split,
         "record": record,
         "certificates": certificates_of(found),
-        "planted": planted(run),
+        "planted": known,
         "free": without_ball(run, targets),
         "shown": shown_codes(found),
     }
@@ -201,7 +205,7 @@ def draw(results: Results, workshop: Workshop) -> Figures:
         }
         for image in images
     ]
-    plots.search_ends(things, list(KINDS.values()), workshop.folder / path, f"{results['split']} image", "squared error")
+    plots.search_ends(things, list(KINDS.values()), workshop.folder / path, f"{split_name(results)} image", "squared error")
     figures["starts"] = {"path": str(path), "command": again}
     path = Path("figures") / "2c-planted.svg"
     told = results["planted"]
@@ -249,49 +253,48 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
     few = results["planted"]["images"]
     return (
         Heading("What is asked"),
-        Paragraph("A generator has no encoder. To ask it which code an image has is to solve, for a given image $x$ [@creswell2019],"),
+        Paragraph("A generator has no encoder. Which code belongs to an image $x$? The one whose image is nearest [@creswell2019]:"),
         Equation('z^* in limits("argmin")_(norm(z) <= R) f(z), quad f(z) = norm(G(z) - x)^2 = sum_i (G(z)_i - x_i)^2.', "inversion"),
         Paragraph(
-            f"The images are the first {len(record['images'])} of the split '{plain(results['split'])}', which the generator has not seen; "
-            f"the generator is that of {plain(results['runs'][0]['name'])}, $d = {record['latent_dim']}$. Why a ball: the last layer is a sigmoid, "
-            "and no finite code makes a pixel exactly 0 or 1, so over all of $RR^d$ the infimum may lie at infinity and $z^*$ need not exist. A ball "
-            f"is compact and a minimum exists. $R = {number(record['domain'].get('radius'), 4)}$ holds 99.9 % of the codes that the generator was "
-            f"trained on. {free_sentence(results['free'], record['domain'].get('radius'))}"
+            f"The images are the first {len(record['images'])} {plain(split_name(results))} images, which the generator has not seen. The generator "
+            f"is the run {plain(results['runs'][0]['name'])}, with codes of $d = {record['latent_dim']}$ dimensions. *Why a ball?* The last layer "
+            "is a sigmoid, and no finite code makes a pixel exactly 0 or 1. Over all of $RR^d$ the infimum may therefore lie at infinity, and $z^*$ "
+            f"need not exist. In a ball, which is compact, a minimum exists. $R = {number(record['domain'].get('radius'), 4)}$ holds 99.9 % of the "
+            f"codes that the generator was trained on. {free_sentence(results['free'], record['domain'].get('radius'))}"
         ),
         Heading("What descent can find"),
         Paragraph(
-            "Two different things are called minimum here. argmin is *global* by definition, and as a point of the domain where $f$ is lowest it is "
-            "always a *local* minimum as well. What descent finds is at best a local minimum; nothing that it sees from there tells whether a lower "
-            "one exists elsewhere. So argmin can be bounded from above, by the best endpoint of many starts, and the bound can be tested on images "
-            "whose minimum is known. Nor must a gradient vanish at a local minimum. The generator's layers are leaky rectifiers, so $G$ is a smooth "
-            "function of piecewise linear ones, and $f$ has kinks. A minimum may be"
+            "Two things are called a minimum here. The argmin is *global* by definition, and it is always a *local* minimum as well. Descent from "
+            "one start finds at best a local minimum, and nothing that it sees there tells whether another one is lower. So many starts only give "
+            "an upper bound on the least error. How good the bound is can be tested on images whose least error is known."
+        ),
+        Paragraph(
+            "At a local minimum the gradient need not vanish. The layers of the generator are leaky rectifiers, so $f$ is made of smooth pieces "
+            "that meet in *kinks*; and the ball has a boundary. The table lists what an endpoint of descent can be, and how that is tested:"
         ),
         kinds_table(results, again),
         Paragraph(
-            "A *saddle*, an *unfinished* and an *escaped* endpoint are none. One number decides: how much lower $f$ could be, as a part of itself. "
-            "Up "
-            f"to {told_power(record['thresholds']['decrease'])} is none, for float32 resolves little more. A point is stationary where Newton's step "
-            "promises no larger decrease. At a kink, where several smooth pieces meet and none of their gradients vanishes, a convex combination of "
-            "gradients met close by takes the gradient's place, which is Clarke's condition [@burke2005]. That one also holds on ridges, so a "
-            "certificate asks besides that no neighbour along 58 sampled directions is lower, and for the curvature along the kink: the exact "
-            "Hessian on the directions that no difference of gradients spans. Certificates are local. They speak of a neighbourhood of "
-            f"{record['thresholds']['neighbourhood_rms']:g} per coordinate, where the prior's standard deviation is 1. Slopes are told in units of "
-            "$sqrt(2 L f)$, $L$ the largest eigenvalue: no residual of this size allows a larger gradient."
+            f"*Stationary* means: Newton's step promises to lower $f$ by no more than the part {told_power(record['thresholds']['decrease'])} of "
+            "itself, about what single precision resolves. At a kink no gradient of the smooth pieces vanishes. There a convex combination of "
+            "gradients from close by takes the place of the gradient (Clarke's condition [@burke2005]). This condition also holds on ridges, so two "
+            "more tests follow: none of 58 sampled directions leads lower, and the exact Hessian is positive on the directions along the kink, "
+            "which no difference of gradients spans. All this is local: it speaks of a neighbourhood of "
+            f"{record['thresholds']['neighbourhood_rms']:g} per coordinate, where the standard deviation of the prior is 1."
         ),
         Heading("The method"),
         Paragraph(
-            "All starts of all images are rows of one batch. First order methods that wait for small gradients do not arrive at a kink, and "
-            "Newton's method trusts one Hessian where several pieces meet. BFGS with a weak Wolfe line search does converge on kinks, as a rule "
-            "[@lewis2013]; a bundle-Newton method then makes an end to rounding [@luksan1998]. Constraints are removed by a chart: the ball is the "
-            "shadow of a "
-            "sphere, and on the sphere there is no boundary,"
+            "All starts of all images are rows of one batch. First-order methods wait for small gradients, which a kink does not have, and Newton's "
+            "method trusts one Hessian where several pieces meet. BFGS with a weak Wolfe line search does converge at kinks, as a rule "
+            "[@lewis2013]. A bundle-Newton method then takes the last steps to the precision of the numbers [@luksan1998]. The constraint is "
+            "removed by a change of coordinates: a point of the ball is the shadow of a point on a sphere in one more dimension, and the sphere has "
+            "no boundary,"
         ),
         Equation("z(y) = y / (1 + norm(y)^2 \\/ (4 R^2)), quad y in RR^d.", "chart"),
         Pseudocode(
             "Codes of images, all starts side by side",
             (
                 "*for* each start: *draw* 32 codes from $cal(N)(0, I)$, *keep* the one whose image is nearest to $x$",
-                "*descend* with all rows at once, in the chart",
+                "*descend* with all rows at once, in the coordinates $y$",
                 "  $p <- -H nabla f(y)$; *try* $y + t p$; *bisect* $t$ until Wolfe's weak conditions hold",
                 "  $y <- y + t p$; *update* the inverse Hessian $H$ (BFGS); rows that hardly fall any more *leave*",
                 "*repeat*, a few rounds",
@@ -308,16 +311,17 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Heading("What was found"),
         Figure(
             figures["minima"]["path"],
-            "Targets, not selected; the image of the best code found; then those of the next certified minima whose images differ, from each other's "
-            f"and from the best's, by more than {record['thresholds']['same_image_rms']:g} per pixel (root mean square, pixels in [0, 1]). Below "
-            "each its squared error.",
+            "First row: the targets, not selected. Second row: the image of the best code found. Then: images of further certified minima, in the "
+            f"order of their errors, that differ from each other by more than {record['thresholds']['same_image_rms']:g} per pixel (root mean "
+            "square, pixels in [0, 1]). Below each image its squared error.",
             figures["minima"]["command"],
             "Rows of targets and of their inversions",
             label="minima",
         ),
         Figure(
             figures["starts"]["path"],
-            f"Where each of the {record['starts']} starts of each image ended, sorted by squared error (summed over {record['pixels']} pixels).",
+            f"Where the {record['starts']} starts of each image ended, sorted by squared error (summed over {record['pixels']} pixels). Lines: the "
+            "errors of the nearest training image and of the nearest sample of the generator, which a search should undercut.",
             figures["starts"]["command"],
             "Sorted errors of all starts for every image, marked by kind",
             label="starts",
@@ -326,13 +330,14 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         certificate_table(results, again),
         Heading("Is the best of the starts the minimum?"),
         Paragraph(
-            f"From below nothing but zero bounds the minimum of a test image. So {few} images were planted: $x = G(z_0)$ for drawn $z_0$, for which "
-            "the minimum is zero and known. An image counts as found where the root mean square of what is left is at most "
-            f"{FOUND_RMS:g} per pixel; its code, where $z^*$ is also within 0.01 per coordinate of $z_0$."
+            f"For a test image the least error is not known. So {few} images were planted: $x = G(z_0)$ for codes $z_0$ drawn from the prior, for "
+            f"which the least error is zero. An image counts as found where the root mean square of what is left is at most {FOUND_RMS:g} per "
+            "pixel. Its code counts as found where $z^*$ is also within 0.01 per coordinate of $z_0$."
         ),
         Figure(
             figures["planted"]["path"],
-            f"Share of {few} planted images that are found, against the number of starts: from the starts that found each, without replacement.",
+            f"Share of the {few} planted images that so many starts find, on average over all choices of these starts among those that were "
+            "searched.",
             figures["planted"]["command"],
             "Share of planted images found against starts",
             width=0.8,
@@ -344,6 +349,11 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Command(f"periplus invert {run_path(results)} --n {len(record['images'])} --starts {record['search']['starts']}"),
         Finding(conclusion(results)),
     )
+
+
+def split_name(results: Results) -> str:
+    """What images that were not trained on are called: test, or held-out where a set has one split."""
+    return str(results["split"]).rpartition("/")[2]
 
 
 def run_path(results: Results) -> str:
@@ -360,11 +370,11 @@ def kinds_table(results: Results, command: str) -> Table:
     """What a minimum may be, and how it is told."""
     counts, total = results["record"]["kinds"], sum(results["record"]["kinds"].values())
     meaning = {
-        "smooth": ("the gradient vanishes", "all eigenvalues positive"),
-        "kink": ("a convex combination of gradients close by does", "positive along the kink"),
-        "boundary": ("the gradient's part along the boundary does, and $f$ falls outwards", "positive along the boundary"),
-        "flat": ("one of the above", "some eigenvalue is within 1e-5 of the largest from 0: a valley"),
-        "saddle": ("one of the above", "some eigenvalue is negative"),
+        "smooth": ("a minimum: the gradient vanishes", "all eigenvalues positive"),
+        "kink": ("a minimum: a convex combination of gradients close by vanishes", "positive along the kink"),
+        "boundary": ("a minimum: the gradient along the boundary vanishes, and $f$ falls outwards", "positive along the boundary"),
+        "flat": ("a minimum in a valley: as one of the above", "an eigenvalue is within 1e-5 of the largest from 0"),
+        "saddle": ("no minimum: as one of the above", "an eigenvalue is negative"),
         "unfinished": ("not shown to be stationary", "-"),
         "escaped": ("the code ran off", "-"),
     }
@@ -376,7 +386,7 @@ def kinds_table(results: Results, command: str) -> Table:
     return Table(
         ("kind", "first order", "second order", "endpoints", "share"),
         rows,
-        f"Kinds of endpoints, the test of each, and how many of the {total} endpoints were of it.",
+        f"Kinds of endpoints, the tests that define them, and how many of the {total} endpoints were of each kind.",
         command,
         align=("left", "left", "left", "right", "right"),
         label="kinds",
@@ -400,11 +410,11 @@ def image_table(results: Results, command: str) -> Table:
         for image in results["record"]["images"]
     )
     return Table(
-        ("image", "best", "its kind", "worst", "samples", "training", "minima", "images", "share"),
+        ("image", "best", "best is a minimum", "worst", "sample", "training", "minima", "their images", "share of best"),
         rows,
-        "Squared errors: of the best and of the worst endpoint, of the nearest of the 8,192 samples that starts are drawn from, of the nearest "
-        "training "
-        "image. Then distinct certified minima by code and by image, and the share of starts that ended at the best code: an estimate of its basin.",
+        "Image by image (class in brackets). Squared errors, summed over pixels: of the best and of the worst endpoint, of the nearest of the 8,192 "
+        "samples that starts are drawn from, and of the nearest training image. Then the number of different certified minima, that of different "
+        "images that they show, and the share of starts that ended at the best code.",
         command,
         align=("left", "decimal", "left", *("decimal",) * 3, *("right",) * 3),
         label="images",
@@ -417,20 +427,19 @@ def certificate_table(results: Results, command: str) -> Table:
         (
             row["kind"],
             str(row["ends"]),
-            number(row["relative_slope"], 2),
-            number(row["smallest_eigenvalue"]),
-            number(row["median_eigenvalue"]),
+            *("-" if row[name] is None else f"{1000 * row[name]:.2f}" for name in ("relative_slope", "smallest_eigenvalue", "median_eigenvalue")),
             f"{row['codimension']:g}",
             str(row["vertices"]),
         )
         for row in results["certificates"]
     )
     return Table(
-        ("kind", "endpoints", "largest slope", "smallest eigenvalue", "median eigenvalue", "across the kink", "vertices"),
+        ("kind", "endpoints", "largest slope / 10⁻³", "smallest eigenvalue / 10⁻³", "median eigenvalue / 10⁻³", "across the kink", "vertices"),
         rows,
-        "Certificates: the largest relative slope of the gradient, or of the convex combination, $norm(g) \\/ sqrt(2 L f)$; the smallest and "
-        "the median of the smallest eigenvalues, the median number of directions across the kink, and the endpoints at a vertex, "
-        "where no direction is left along which to curve.",
+        "The numbers behind the certificates. Largest slope: of the gradient $g$, or of the convex combination, as $norm(g) \\/ sqrt(2 L f)$ with "
+        "the largest eigenvalue $L$ of the Hessian (no error of size $f$ allows more than 1). Eigenvalues: the smallest one of each endpoint, its "
+        "minimum and median over endpoints. Across the kink: median number of directions. Vertices: endpoints where no direction along the kink is "
+        "left.",
         command,
         align=("left", "right", *("decimal",) * 3, "right", "right"),
         label="certificates",
@@ -443,21 +452,19 @@ def seeds_block(results: Results) -> tuple[Block, ...]:
     if len(runs) < 2:
         return ()
     told = ", ".join(f"{number(run['mean_error'])} (seed {run['seed']}, {counted(run['starts'], 'start')})" for run in runs)
-    return (Paragraph(f"The same images in the generators of all seeds, mean squared error of the best: {told}."),)
+    return (Paragraph(f"The mean squared error of the best codes of the same images, in the generators of all seeds: {told}."),)
 
 
 def free_sentence(free: dict[str, Any], radius: float | None) -> str:
     """What happens without a ball."""
-    beyond = f"starts ran off beyond $norm(z) = {free['escape_radius']:.3g}$"
     count, norm = f"{free['escaped']}" if free["escaped"] else "none", free["largest_norm"]
+    beyond = f"Without the ball {count} of {free['ends']} starts ran off beyond $norm(z) = {free['escape_radius']:.3g}$"
     if norm is None:
-        stayed = ""
-    elif free["escaped"]:
-        stayed = f", and the others ended at norms up to {norm:.3g}"
-    else:
-        left = radius is not None and norm > radius
-        stayed = f", {'but codes left the ball' if left else 'and all codes stayed in the ball'}: norms go up to {norm:.3g}"
-    return f"Without it {count} of {free['ends']} {beyond}{stayed}."
+        return f"{beyond}."
+    if free["escaped"]:
+        return f"{beyond}, and the others ended at norms up to {norm:.3g}."
+    left = radius is not None and norm > radius
+    return f"{beyond}, {'but codes left the ball' if left else 'and all codes stayed in the ball'}: norms go up to {norm:.3g}."
 
 
 def chance(planted: dict[str, Any], starts: int) -> float:
@@ -471,9 +478,9 @@ def planted_sentence(planted: dict[str, Any]) -> str:
     image, code = (metrics.wilson_interval(planted[name], planted["images"]) for name in ("found", "found_code"))
     single = chance(planted, 1)
     return (
-        f"Of {planted['images']} planted images {planted['found']} were found by the best of {planted['starts']} starts (95 % Wilson interval "
-        f"{100 * image.low:.0f} to {100 * image.high:.0f} %), {planted['found_code']} with the very code that they were made from "
-        f"({100 * code.low:.0f} to {100 * code.high:.0f} %); a single start finds {100 * single:.0f} %."
+        f"The best of {planted['starts']} starts found {planted['found']} of {planted['images']} planted images (95 % Wilson interval "
+        f"{100 * image.low:.0f} to {100 * image.high:.0f} %), {planted['found_code']} of them with the very code that they were made from "
+        f"({100 * code.low:.0f} to {100 * code.high:.0f} %). A single start finds {100 * single:.0f} %."
     )
 
 
@@ -482,9 +489,8 @@ def baseline_sentence(images: Sequence[dict[str, Any]]) -> str:
     best, sample, training = (fmean(image[key] for image in images) for key in ("error", "sample_error", "training_error"))
     below = sum(image["error"] < min(image["sample_error"], image["training_error"]) for image in images)
     return (
-        f"The mean squared error of the best is {number(best)}, against {number(sample)} of the nearest of 8,192 samples and {number(training)} of "
-        "the "
-        f"nearest training image; it undercuts both for {below} of {len(images)} images."
+        f"The mean squared error of the best codes is {number(best)}; that of the nearest of 8,192 samples is {number(sample)}, that of the nearest "
+        f"training image {number(training)}. The best code undercuts both for {below} of {len(images)} images."
     )
 
 
@@ -496,23 +502,23 @@ def spread_sentence(record: dict[str, Any]) -> str:
     ratios = [max(image["ends"]) / image["error"] for image in images if image["error"] > 0]
     higher = [sum(m["error"] > (1 + APART) * image["error"] for m in image["minima"]) for image in images]
     worse = sum(n > 0 for n in higher)
-    told = f"An image's worst endpoint has {number(median(ratios))} times the error of its best (median)." if ratios else ""
+    told = f"The worst endpoint of an image has {number(median(ratios))} times the error of its best one (median)." if ratios else ""
     if worse:
         return (
             f"{told} {sum(higher)} certified minima, of {worse} of {len(images)} images, lie more than {100 * APART:g} % above the best endpoint: "
-            "local minima that are *not* argmin."
+            "they are local minima and *not* the argmin."
         )
-    return f"{told} No certified minimum lies more than {100 * APART:g} % above its image's best endpoint."
+    return f"{told} No certified minimum lies more than {100 * APART:g} % above the best endpoint of its image."
 
 
 def reachable_sentence(record: dict[str, Any]) -> str:
     """Whether test images are like planted ones."""
     images = record["images"]
     reached = sum(image["error"] <= FOUND_RMS**2 * record["pixels"] for image in images)
-    told = f"Of the test images {reached} of {len(images)} have a code that good"
+    told = f"Of the test images {reached} of {len(images)} have a code as good as that"
     if reached == len(images):
         return f"{told}: they are like planted ones."
-    return f"{told}; the others seem to lie off the generator's range, where starts may succeed less often than on it."
+    return f"{told}. The others seem to lie off the range of the generator, and there starts may succeed less often."
 
 
 def certified_sentence(record: dict[str, Any]) -> str:
@@ -520,22 +526,30 @@ def certified_sentence(record: dict[str, Any]) -> str:
     images = record["images"]
     certified = sum(image["kind"] in MINIMA for image in images)
     if not certified:
-        return "A local minimum? No best endpoint is certified: what descent found may be no minimum at all."
-    return f"A local minimum? The best endpoint is certified as one for {certified} of {len(images)} images."
+        return "Local minima? No best endpoint is certified as one: what descent found may be no minimum at all."
+    return f"Local minima? The best endpoint is certified as one for {certified} of {len(images)} images."
 
 
 def argmin_sentence(record: dict[str, Any]) -> str:
     """What the best endpoint may be called."""
     images = record["images"]
     kinked = sum(image["kind"] in ("kink", "boundary") for image in images)
-    where = f"{kinked} of {len(images)} best endpoints lie on a kink or on the boundary, where no gradient need vanish." if kinked else ""
-    return f"argmin itself is a local minimum by definition; that a best endpoint is argmin is proved for none. {where}".strip()
+    where = f" {kinked} of {len(images)} best endpoints lie on a kink or on the boundary, where no gradient need vanish." if kinked else ""
+    return f"The argmin itself is a local minimum by definition, but for no image is it proved that the best endpoint is the argmin.{where}"
 
 
 def headline(results: Results) -> str:
     """The answer, short."""
-    record = results["record"]
-    return " ".join((typeset(say_same(record)), certified_sentence(record), argmin_sentence(record), planted_sentence(results["planted"])))
+    record, planted = results["record"], results["planted"]
+    return (
+        f"{typeset(same_in_short(record))} {certified_sentence(record)} The best of {planted['starts']} starts found {planted['found']} of "
+        f"{planted['images']} images whose least error is known to be zero."
+    )
+
+
+def same_in_short(record: dict[str, Any]) -> str:
+    """The first sentence on whether starts give the same code."""
+    return re.split(r"(?<=\.) (?=[A-Z])", say_same(record))[0]
 
 
 def conclusion(results: Results) -> str:
@@ -543,22 +557,19 @@ def conclusion(results: Results) -> str:
     record = results["record"]
     parts = (
         typeset(say_same(record)),
-        typeset(say_minima(record)),
-        argmin_sentence(record),
+        f"{typeset(say_minima(record))} {argmin_sentence(record)}",
         spread_sentence(record),
-        baseline_sentence(record["images"]),
-        planted_sentence(results["planted"]),
+        f"{baseline_sentence(record['images'])} {planted_sentence(results['planted'])}",
         typeset(say_domain(record)),
     )
-    return " ".join(part.strip() for part in parts)
+    return "\n".join(part.strip() for part in parts)
 
 
 QUESTION = Question(
     "2c",
     "Inversion",
     "Find the codes whose images are nearest to the first test images, by descent from several starts. Is it the same code each time? Is what is "
-    "found a "
-    "local minimum?",
+    "found a local minimum?",
     (MODEL,),
     measure,
     draw,

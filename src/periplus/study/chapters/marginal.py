@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from periplus import metrics
 from periplus.information import ESTIMATORS, batch_rate, marginal_rate
 from periplus.report import Block, Command, Equation, Figure, Finding, Heading, Paragraph, Pseudocode, Table
 from periplus.seeds import stream
@@ -105,7 +106,7 @@ def draw(results: Results, workshop: Workshop) -> Figures:
     found: list[dict[str, Any]] = []
     for name in ESTIMATORS:
         own = [row for row in results["estimates"] if row["estimator"] == name]
-        ends = [[row["value"] + side * 1.96 * row["standard_error"] for row in own] for side in (-1, 1)]
+        ends = [[row["value"] + side * metrics.student(row["batches"]) * row["standard_error"] for row in own] for side in (-1, 1)]
         told = {"x": [row["batch"] for row in own], "y": [row["value"] for row in own], "low": ends[0], "high": ends[1]}
         found.append({"label": name, **told})
     sizes = found[0]["x"]
@@ -130,7 +131,7 @@ def draw(results: Results, workshop: Workshop) -> Figures:
     }
     highest = 3 * results["sweeps"]["vae"]["cells"][0]["test"]["ln_n"]
     return {
-        "bias": curves.draw_lines([bias, seconds], workshop, "1b-bias", columns=4),
+        "bias": curves.draw_lines([bias, seconds], workshop, "1b-bias", height=2.4, columns=4),
         "curve": curves.draw_curves(results["sweeps"], workshop, "1b-curve", highest),
     }
 
@@ -146,57 +147,65 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
     return (
         Heading("The loss"),
         Paragraph(
-            "What rate-distortion theory charges for a code is what it tells about the image, whatever its law. The prior of the $beta$-VAE is a "
-            "convenience: replace it by the law that codes really have,"
+            "Rate-distortion theory charges a code for the information that it has about the image, whatever the law of the codes is. The prior of "
+            "the $beta$-VAE is only a convenience. Replace it by the law that the codes really have:"
         ),
         Equation('L = D + beta EE_x "KL"[q(z|x) || q(z)], quad q(z) = EE_x q(z|x), quad EE_x "KL"[q(z|x) || q(z)] = I(x;z).', "rd-loss"),
-        Paragraph("The two rates differ by how far $q(z)$ is from the prior: add and subtract $ln q(z)$ under the expectation,"),
+        Paragraph("How do the two rates differ? Add and subtract $ln q(z)$ under the expectation:"),
         Equation(
             'underbrace(EE_x EE_(q(z|x)) [ln q(z|x) - ln p(z)], "prior rate") = underbrace(EE_x EE_(q(z|x)) [ln q(z|x) - ln q(z)], "marginal rate '
-            '" I(x;z)) + underbrace(EE_(q(z)) [ln q(z) - ln p(z)], "KL"[q(z) || p(z)] >= 0),',
+            '" I(x;z)) + underbrace(EE_(q(z)) [ln q(z) - ln p(z)], "KL"[q(z) || p(z)] >= 0).',
             "split",
         ),
         Paragraph(
-            "so the prior's rate is an upper bound on the information [@hoffman2016] [@alemi2018], tight where codes follow the prior. The terms, "
-            f"measured on the test images of the sweep {where_told(study, '1a', 'of chapter 1a', 'with the rate against the prior')} "
-            "(the difference is taken image by image, so its error is smaller than those of "
-            "its parts):"
+            "So the prior rate is an upper bound on the information [@hoffman2016] [@alemi2018], and it is tight where the codes follow the prior. "
+            f"The table has the three terms, measured on test images of the sweep {where_told(study, '1a', 'of chapter 1a', 'against the prior')}. "
+            "The divergence is estimated image by image, so its error is smaller than those of its parts."
         ),
         split_table(sweeps["vae"], figures["curve"]["command"]),
         Heading("Why q(z) is hard for a Gaussian encoder"),
-        Paragraph("The law of codes is a mixture with one component for each of the $N$ images,"),
+        Paragraph("The law of the codes is a mixture with one component for each of the $N$ images,"),
         Equation('q(z) = 1/N sum_(j=1)^N cal(N)(z; m(x_j), "diag" s(x_j)^2).', "mixture"),
         Paragraph(
-            "*Cost*: one value of $ln q(z)$ needs all $N$ encodings, the rate $N^2$ log-densities; and one step of training moves them all. *No "
-            "closed form*: the logarithm of a sum does not integrate; neither the entropy of a mixture nor its divergence from anything has a "
-            "formula, so it is sampled. *Bias*: a minibatch knows only $B$ components, and $- ln$ of an unbiased estimate of $q(z)$ is not "
-            "unbiased. With its own component among the $B$, the estimate is the information in a game of $B$ images, too low and never above $ln "
-            "B$ (it is InfoNCE with the perfect critic [@oord2018]). Without it, it is too high (Jensen's inequality), without a ceiling. "
-            "*Stratified*, the own component weighs $1/N$ and the others share the rest [@chen2018]: too high, but never above $ln N$. *Small s*: "
-            "products cancel in float32 where scales are small against locations."
+            "*Cost.* One value of $ln q(z)$ needs the encodings of all $N$ images. The rate needs $N^2$ log-densities, and every step of training "
+            "moves all encodings."
         ),
+        Paragraph(
+            "*No closed form.* The sum stands inside the logarithm. Neither the entropy of a mixture of normal laws nor its divergence from another "
+            "law has a formula, so both must be estimated from samples."
+        ),
+        Paragraph(
+            "*Bias.* A minibatch knows only $B$ of the $N$ components, and $- ln$ of an unbiased estimate of $q(z)$ is a biased estimate of $- ln "
+            "q(z)$. Three estimates are in use. The *mixture* of the batch, with the own component of $z$ among the $B$, gives the information in a "
+            "game of $B$ images: it is too low, and never above $ln B$ (this is InfoNCE with the perfect critic [@oord2018]). *Leave-one-out* omits "
+            "the own component: by Jensen's inequality it is too high, and there is no ceiling. *Stratified* gives the own component the weight "
+            "$1\\/N$ and lets the others share the rest [@chen2018]: it is too high, but never above $ln N$."
+        ),
+        Paragraph("*Rounding.* Where scales $s$ are small against locations $m$, the products of the fast formula below cancel in single precision."),
         Pseudocode(
             "The exact marginal rate of N encodings",
             (
                 "$z_i <- m_i + s_i epsilon_i$ for all $i$",
                 "*for* each tile of codes $i$ and of components $j$",
-                "  $l_(i j) <- [z_i^2, z_i] dot [-1/(2 s_j^2), m_j\\/s_j^2] + c_j - l_(i i)$, one matrix product in float64",
+                "  $l_(i j) <- [z_i^2, z_i] dot [-1\\/(2 s_j^2), m_j\\/s_j^2] + c_j$, the log-density: one matrix product in float64",
                 "  *where* rounding could matter, $l_(i j)$ from the differences $z_i - m_j$ themselves",
-                "  $r_i <- r_i + sum_j exp l_(i j)$",
-                "*return* $ln N - 1/N sum_i ln r_i$ and its standard error",
+                "  $r_i <- r_i + sum_j exp(l_(i j) - l_(i i))$",
+                "*return* $ln N - 1\\/N sum_i ln r_i$ and its standard error; $c_j = - sum_k (m_(j k)^2 \\/ (2 s_(j k)^2) + ln s_(j k)) - d\\/2 ln "
+                "2 pi$",
             ),
             label="exact-rate",
         ),
         Heading("What it costs, and what batches make of it"),
         Paragraph(
-            f"The encoder is that of the sweep's cell at $beta$ = {told_beta(encoder['beta'])}, seed {encoder['seed']}, whose rate is nearest to "
-            f"half of $ln N$; the {encoder['examples']:,} training images are the data. For each batch size many random batches were drawn."
+            f"The encoder is the one trained with $beta$ = {told_beta(encoder['beta'])}, seed {encoder['seed']}: its rate is nearest to half of $ln "
+            f"N$, so that neither zero nor a ceiling hides a bias. The data are {encoder['examples']:,} training images. For each batch size many "
+            "random batches were drawn."
         ),
         Figure(
             figures["bias"]["path"],
-            "Left: three estimates of the rate from batches, with 95 % intervals over batches, the exact rate, and the ceilings $ln B$ and $ln N$. "
-            f"Right: seconds for one exact rate, d = {results['cost'][0]['d']}; that of all differences is extrapolated from "
-            f"{results['cost'][0]['direct_rows']} codes.",
+            "Left: three estimates of the rate from batches with 95 % intervals over batches, the exact rate, and the ceilings $ln B$ and $ln N$. "
+            f"Right: the time of one exact rate in d = {results['cost'][0]['d']} dimensions, by matrix products and by taking all differences (this "
+            f"one extrapolated from {results['cost'][0]['direct_rows']} codes).",
             figures["bias"]["command"],
             "Estimates against batch size, and time against number of components",
             label="bias",
@@ -204,28 +213,27 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         bias_table(results, figures["bias"]["command"]),
         Heading("Trained with it"),
         Paragraph(
-            f"The second sweep is {where_told(study, '1a', 'that of chapter 1a', 'the same')} with `--rate marginal`: "
-            f"the loss is [@rd-loss] with the {config['estimator']} estimate from "
-            f"batches of {config['batch_size']}. No prior holds the codes, and samples are drawn from $q(z)$ itself. What a code costs is told by "
-            "two figures: the exact marginal rate of the test images, which cannot exceed the logarithm of their number; and, for comparison with "
-            "a prior, $EE [ln q(z|x) - ln q(z)]$ on test images with $q(z)$ the mixture over the *training* images, which both sides of a channel "
-            "could know."
+            f"The second sweep is {where_told(study, '1a', 'that of chapter 1a', 'the same')} with `--rate marginal`: its loss is [@rd-loss], with "
+            f"the {config['estimator']} estimate from batches of {config['batch_size']}. There is no prior, and samples are drawn from $q(z)$ "
+            "itself. Two figures tell what a code costs. One is the exact marginal rate of the test images, at most the logarithm of their number. "
+            "The other can be compared with a rate against a prior: $EE [ln q(z|x) - ln q(z)]$ on test images, with $q(z)$ the mixture over the "
+            "*training* images, which both sides of a channel could know."
         ),
         Paragraph(
-            "There is a trap in this loss. For $N$ training images the marginal rate is never above $ln N$. Once the encodings are told apart, it "
-            "stays there however narrow they become: wider codes are not cheaper, and nothing keeps $s$ from going to zero. The model has then "
-            "learned $N$ images by heart, and the code of any other image lies where $q(z)$ has no mass. The rate on training images cannot show "
-            "this; the rate of test images against the training images' $q(z)$ does."
+            "This loss has a trap. For $N$ training images the marginal rate is never above $ln N$. Once the encodings are so narrow that they can "
+            "all be told apart, the rate stays at $ln N$, however much narrower they become: nothing keeps $s$ from going to zero. The model has "
+            "then learned its $N$ images by heart, and the code of any other image lies where $q(z)$ has no mass. The rate of training images "
+            "cannot show this. The rate of test images against the $q(z)$ of the training images does."
         ),
         Command(sweeps["marginal"]["command"]),
         marginal_table(sweeps, figures["curve"]["command"]),
         Figure(
             figures["curve"]["path"],
-            "Distortion against rate on test images: the prior's rate for the $beta$-VAE, the rate against the training images' $q(z)$ for the "
-            f"other; means over seeds with 95 % intervals. Points beyond {highest:.0f} nats are left out.",
+            "Distortion against rate on test images. The rate is that against the prior for the $beta$-VAE, and that against the $q(z)$ of the "
+            f"training images for the other model. Means over seeds with 95 % intervals; points beyond {highest:.0f} nats are left out.",
             figures["curve"]["command"],
             "Rate-distortion curves with the prior's and with the marginal rate",
-            width=0.8,
+            width=0.65,
             label="marginal-curve",
         ),
         Finding(conclusion(results)),
@@ -244,8 +252,8 @@ def split_table(record: dict[str, Any], command: str) -> Table:
     return Table(
         ("β", "prior rate", "marginal rate", "KL[q(z) || p(z)]"),
         tuple(rows),
-        f"The split of the prior's rate, nats per image ± standard error over the {first['examples']:,} test images, seed 0. A divergence below "
-        "zero is noise of its estimate.",
+        f"The parts of the prior rate, in nats per image, ± standard error over the {first['examples']:,} test images; seed 0. An estimate below "
+        "zero is zero within its error.",
         command,
         align=("left", "decimal", "decimal", "decimal"),
         label="split-table",
@@ -256,7 +264,7 @@ def bias_table(results: Results, command: str) -> Table:
     """Some batch sizes of the figure as numbers."""
     sizes = sorted({row["batch"] for row in results["estimates"]})
     rows = []
-    for size in [size for size in (2, 8, 32, 64, 128, 512, 1024) if size in sizes]:
+    for size in [size for size in (2, 8, 32, 128, 1024) if size in sizes]:
         own = {row["estimator"]: row for row in results["estimates"] if row["batch"] == size}
         found = [f"{own[name]['value']:.3f} ± {own[name]['standard_error']:.3f}" for name in ESTIMATORS]
         rows.append((str(size), str(own["mixture"]["batches"]), *found, f"{math.log(size):.3f}"))
@@ -264,8 +272,8 @@ def bias_table(results: Results, command: str) -> Table:
     return Table(
         ("B", "batches", *ESTIMATORS, "ln B"),
         tuple(rows),
-        f"Estimates of the rate from batches, nats ± standard error over batches. Exact: {exact['value']:.3f} ± {exact['standard_error']:.3f}; ln N "
-        f"= {math.log(results['encoder']['examples']):.3f}.",
+        f"Three estimates of the rate from batches of B images, in nats ± standard error over batches. The exact rate is {exact['value']:.3f} ± "
+        f"{exact['standard_error']:.3f}, ln N = {math.log(results['encoder']['examples']):.3f}.",
         command,
         align=("right", "right", *("decimal",) * 4),
         label="bias-table",
@@ -284,8 +292,9 @@ def marginal_table(sweeps: dict[str, Any], command: str) -> Table:
     return Table(
         ("β", "D, prior", "D, marginal", "I, prior", "I, marginal", "R, prior", "R, marginal"),
         tuple(rows),
-        "The two sweeps on test images, nats per image: mean over seeds ± half the 95 % interval. I: exact marginal rate of these images (at most "
-        f"{prior['cells'][0]['test']['ln_n']:.2f}). R: what a code costs against the prior, and against the training images' q(z).",
+        "The two sweeps on test images, in nats per image: mean over seeds ± half of the 95 % interval. D: distortion. I: exact marginal rate of "
+        f"these images, at most {prior['cells'][0]['test']['ln_n']:.2f}. R: what a code costs, for the first model against the prior, for the "
+        "second against the q(z) of its training images.",
         command,
         align=("left", *("decimal",) * 6),
         label="marginal-table",
@@ -294,28 +303,36 @@ def marginal_table(sweeps: dict[str, Any], command: str) -> Table:
 
 def headline(results: Results) -> str:
     """The conclusion in a sentence or two."""
-    return sweep_sentence(results["sweeps"])
+    exact, last = results["exact"]["value"], results["estimates"][-1]["batch"]
+    off = {row["estimator"]: row["value"] - exact for row in results["estimates"] if row["batch"] == last}
+    told = ", ".join(f"{name} {value:+.2f}" for name, value in off.items())
+    return (
+        f"q(z) needs all images: estimates from batches of {last:,} are off the exact rate of {exact:.2f} nats by {told}. "
+        f"{by_heart_sentence(results['sweeps']['marginal'])}"
+    )
 
 
 def conclusion(results: Results) -> str:
     """What was measured, in words that follow from it."""
-    return " ".join((bias_sentence(results), cost_sentence(results["cost"]), sweep_sentence(results["sweeps"])))
+    sweeps = results["sweeps"]
+    return "\n".join((bias_sentence(results), cost_sentence(results["cost"]), sweep_sentence(sweeps), by_heart_sentence(sweeps["marginal"])))
 
 
 def bias_sentence(results: Results) -> str:
     """On which side of the exact rate each estimate lies, and from which batch size on it cannot be told from it."""
     exact = results["exact"]
-    parts = []
+    first, last = [], []
     for name in ESTIMATORS:
         own = [row for row in results["estimates"] if row["estimator"] == name]
         errors = [(row["value"] - exact["value"]) / math.hypot(row["standard_error"], exact["standard_error"]) for row in own]
-        last = own[-1]
-        off = last["value"] - exact["value"]
-        side = "below" if errors[0] < -3 else "above" if errors[0] > 3 else "not told apart from"
-        told = f"{name} is {side} the exact rate at B = {own[0]['batch']} ({number(own[0]['value'])} nats)"
-        whether = "still off by" if abs(errors[-1]) > 3 else "within three standard errors, off by"
-        parts.append(f"{told} and at B = {last['batch']} {whether} {number(off, 2)}")
-    return f"For an exact rate of {exact['value']:.3f} ± {exact['standard_error']:.3f} nats: {'; '.join(parts)}."
+        side = "below it" if errors[0] < -3 else "above it" if errors[0] > 3 else "not told apart from it"
+        first.append(f"{name} is {side} ({number(own[0]['value'])})")
+        last.append(f"{name} by {own[-1]['value'] - exact['value']:+.2g}" + (" (*more* than three standard errors)" if abs(errors[-1]) > 3 else ""))
+    sizes = [row["batch"] for row in results["estimates"]]
+    return (
+        f"The exact rate is {exact['value']:.3f} ± {exact['standard_error']:.3f} nats. From batches of {min(sizes)}, {', '.join(first)}; from "
+        f"batches of {max(sizes):,} it is missed by {', '.join(last)}."
+    )
 
 
 def cost_sentence(rows: list[dict[str, Any]]) -> str:
@@ -324,30 +341,30 @@ def cost_sentence(rows: list[dict[str, Any]]) -> str:
     power = math.log(last["ours"]["seconds"] / first["ours"]["seconds"]) / math.log(last["components"] / first["components"])
     ratio = last["direct"]["seconds"] / last["ours"]["seconds"]
     return (
-        f"Time grows as N to the power {power:.1f}; for N = {last['components']:,} one exact rate takes {number(last['ours']['seconds'], 2)} s, "
-        f"{f'{ratio:.1f} times less than' if ratio > 1 else f'{1 / ratio:.1f} times as long as'} by all differences."
+        f"The time of an exact rate grows as N to the power {power:.1f}. For N = {last['components']:,} it takes "
+        f"{number(last['ours']['seconds'], 2)} s, "
+        + (f"{ratio:.1f} times less than by all differences." if ratio > 1 else f"{1 / ratio:.1f} times as long as by all differences.")
     )
 
 
 def sweep_sentence(sweeps: dict[str, Any]) -> str:
     """Where training against q(z) gives the lower cost, by its own rate."""
-    prior, against = sweeps["vae"], sweeps["marginal"]
-    rows = curves.compare_sweeps(against, prior, 1)
-    told = curves.verdict_sentence(rows, "the rate against q(z)", "the rate against the prior")
-    return f"In D + βR on test images, each model with the rate that it pays: {told}. {heart_sentence(against)}"
+    rows = curves.compare_sweeps(sweeps["marginal"], sweeps["vae"], 1)
+    told = curves.verdict_sentence(rows, "the VAE against q(z)", "the β-VAE")
+    return f"By D + βR on test images, each model with the rate that it was trained with: {told}."
 
 
-def heart_sentence(record: dict[str, Any]) -> str:
+def by_heart_sentence(record: dict[str, Any]) -> str:
     """Where the encoders trained against q(z) tell all training images apart, and what codes of other images then cost."""
     full = [b for b in betas(record) if min(values(record, b, "marginal_rate", "train")) > 0.99 * min(values(record, b, "ln_n", "train"))]
     dear = [b for b in full if min(values(record, b, "rate")) > 2 * min(values(record, b, "ln_n", "train"))]
     if not full:
-        return "At no β do its encodings tell all training images apart."
-    told = f"At β = {', '.join(map(told_beta, full))} its encodings tell all training images apart: the rate that it pays is ln N, however narrow"
+        return "Trained against q(z), the encoders tell all training images apart at no β."
+    told = f"Trained against q(z), the encoders tell all training images apart at β = {', '.join(map(told_beta, full))}"
     if not dear:
-        return f"{told}; test codes cost no more than twice that."
+        return f"{told}; a test code costs at most twice ln N."
     cost = mean(values(record, dear[0], "rate"))
-    return f"{told}, and a test code costs {cost:,.0f} nats at β = {told_beta(dear[0])}: these encoders know their training images *by heart*."
+    return f"{told} and know them *by heart*: at β = {told_beta(dear[0])} a test code costs {cost:,.0f} nats."
 
 
 QUESTION = Question(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ TRIED = 6
 COARSER = (8, 16, 32)
 ALTERNATIVES = 3
 SHOWN, FRAMES, PLACES = 3, 9, 97
+STRIP_WIDTH = 0.85
 #: What an even cross-fade of pixels along the line would score, with exact ends.
 FADE = 4 / 3
 #: A path costs as much as the line when it does to within this part.
@@ -55,8 +57,8 @@ NAMES = {"line": "straight line", "spherical": "spherical", "path": "cheapest pa
 def measure(workshop: Workshop) -> Results:
     """The first pairs of test images in the runs of all seeds; in the first, what the solver's choices matter, and a few paths to look at."""
     search = Search(STARTS, keep="best")  # of each image the best code, not all minima
-    runs, first = [], None
-    for cell, run in workshop.of(MODEL):
+    runs, first, cells = [], None, workshop.of(MODEL)
+    for cell, run in cells:
         targets, pairs = pairs_of(workshop.splits(run)[1])
         passages = price(run, targets, pairs, search, segments=SEGMENTS, alternatives=1)
         record = passage_record(run, passages, search, segments=SEGMENTS, norm="length", alternatives=1)
@@ -64,6 +66,7 @@ def measure(workshop: Workshop) -> Results:
             del record[name]
         first = first or (run, passages, record)
         runs.append({"name": cell.name, "seed": cell.seed, **scores_of(record)})
+        workshop.progress(len(runs), len(cells) + 2)  # what follows takes about as long as two of these
     assert first is not None
     run, passages, record = first
     return {
@@ -202,39 +205,41 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
     return (
         Heading("What is asked"),
         Paragraph(
-            "Two images $x_A$ and $x_B$ have been inverted to codes $z_A$ and $z_B$. Among all paths $Z$ between the codes, which is cheapest, "
-            "if every place costs what its image differs from the two,"
+            "Two images $x_A$ and $x_B$ have been inverted to codes $z_A$ and $z_B$. Every place $z$ costs as much as its image differs from both, "
+            "$c(z)$. Among all paths $Z$ from one code to the other, which one costs least?"
         ),
         Equation(
-            "U(Z) = integral_0^1 c(Z(t)) norm(Z'(t)) dif t, quad c(z) = norm(G(z) - x_A)^2 + norm(G(z) - x_B)^2, quad Z(0) = z_A, Z(1) = z_B",
+            "U(Z) = integral_0^1 c(Z(t)) norm(Z'(t)) dif t, quad c(z) = norm(G(z) - x_A)^2 + norm(G(z) - x_B)^2, quad Z(0) = z_A, Z(1) = z_B.",
             "functional",
         ),
         Paragraph(
-            "(shortest paths in the metric that $G$ pulls back [@arvanitidis2018] are a relative, whose cost knows nothing of the two images). "
-            'With $M = (x_A + x_B) \\/ 2$, $"Dist" = norm(x_A - x_B)$ and $l = norm(z_A - z_B)$, completing the square gives'
+            "(A relative are the shortest paths in the metric that $G$ pulls back [@arvanitidis2018]; their cost does not know the two images.) Let "
+            '$M = (x_A + x_B) \\/ 2$, $"Dist" = norm(x_A - x_B)$ and $l = norm(z_A - z_B)$. Because $x_A = M + (x_A - x_B) \\/ 2$ and $x_B = M - '
+            "(x_A - x_B) \\/ 2$, the mixed terms of the two squares cancel:"
         ),
         Equation(
             'c(z) = 2 norm(G(z) - M)^2 + 1/2 "Dist"^2, quad "so" quad U(Z) >= 1/2 "Dist"^2 l, quad tilde(U) = U / (1/2 "Dist"^2 l) >= 1.', "floor"
         ),
         Paragraph(
-            'The cheapest place is one that looks like the mean of the two images, and even there it costs a half of $"Dist"^2$; no path is shorter '
-            "than the line. $tilde(U)$ is free of scale. With ends that are exact, an even cross-fade of pixels along the line would score $4\\/3$; "
-            "to stay at one image and jump at once to the other scores 2."
+            'The cheapest possible place shows the mean of the two images, and even this costs $1/2 "Dist"^2$; and no path is shorter than the '
+            "line. The score $tilde(U)$ has no unit. Two examples, with exact ends: a generator that cross-fades the pixels evenly along the line, "
+            '$G = x_A + t (x_B - x_A)$, has $c = (t^2 + (1 - t)^2) "Dist"^2$ and scores $4\\/3$; one that stays at $x_A$ and jumps to $x_B$ scores '
+            "2."
         ),
-        Heading("Two readings, one problem"),
+        Heading("Two readings of the norm, one problem"),
         Paragraph(
-            "The norm can be taken as it stands: $U$ is a line integral, which does not depend on speed. Or it can be meant squared: $U$ is then an "
-            "energy. "
-            "Both are minimisations of one functional. By Cauchy and Schwarz,"
+            "The norm in $U$ can be read as it stands. $U$ is then a line integral, which does not depend on the speed of the path. Or it can be "
+            "meant squared; $U$ is then an energy, which does. Both readings are minimisations of the same functional $E$, with two weights $w$. By "
+            "the inequality of Cauchy and Schwarz,"
         ),
         Equation("(integral_0^1 c norm(Z') dif t)^2 <= E(Z) = integral_0^1 w(Z) norm(Z')^2 dif t, quad w = c^2,", "energy"),
         Paragraph(
-            "with equality where $c norm(Z')$ is constant, and every path can be run through like that: so $min U = sqrt(min E)$, with the same "
-            "path. "
-            "The squared reading is $w = c$, and its minimum is $E$ itself. What is discretised is *always the energy*. A discrete length has "
-            "no opinion on where along the curve its nodes sit: its Hessian is singular, nodes gather where it is cheap and the "
-            "quadrature jumps over what is dear between them. The energy spreads the nodes so that each step costs the same. For nodes "
-            "$Z_0, ..., Z_N$, steps $d_i = Z_(i+1) - Z_i$ and $overline(w)_i = (w_i + w_(i+1)) \\/ 2$,"
+            "with equality where $c norm(Z')$ is constant in time. Every path can be run through at such a speed, so $min U = sqrt(min E)$, and the "
+            "path is the same. The squared reading is $E$ with $w = c$ instead, and its minimum is $min E$ itself. This study reads the norm as it "
+            "stands; below the squared reading is computed as well. In both cases the *energy* is what is discretised. A discrete length does not "
+            "determine where along the curve its nodes are: its Hessian is singular, the nodes gather where it is cheap, and the sum jumps over "
+            "what is dear between them. The energy spreads the nodes so that every step costs the same. With nodes $Z_0, ..., Z_N$, steps $d_i = "
+            "Z_(i+1) - Z_i$ and $overline(w)_i = (w_i + w_(i+1)) \\/ 2$,"
         ),
         Equation("E_h = N sum_(i=0)^(N-1) overline(w)_i norm(d_i)^2,", "discrete"),
         Equation(
@@ -243,14 +248,14 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
             "path-gradient",
         ),
         Paragraph(
-            "where $J^top (G - M)$ is one backward pass through the generator. (The solver puts one point more into every segment: near a kink the "
-            "gradient jumps, and the jump weighs as much as the stretch that a point stands for.)"
+            "where $J$ is the Jacobian of $G$, so that $J^top (G - M)$ is one backward pass through the generator. (Near a kink of $G$ the gradient "
+            "jumps. Where this disturbs, the solver puts further points into every segment.)"
         ),
         Heading("The solver"),
         Paragraph(
-            "With $overline(w)$ held fixed the Hessian is $H = 2 N$ times a weighted graph Laplacian of the chain, and $H^(-1) q$ is the potential "
-            "of a "
-            "wire through which the sources $q$ send their current. Two cumulative sums give it, in $O(N d)$:"
+            "If $overline(w)$ is held fixed, the Hessian $H$ of $E_h$ is $2 N$ times the Laplacian of a chain with weights $overline(w)_i$. The "
+            "equation $H u = q$ with $u = 0$ at both ends is solved by two cumulative sums, in $O(N d)$: first the flow through each segment, then "
+            "the potential. For $q_1, ..., q_(N-1)$ and $Q_0 = 0$,"
         ),
         Equation(
             "Q_i = q_1 + ... + q_i, quad p = (sum_i Q_i \\/ overline(w)_i) / (sum_i 1 \\/ overline(w)_i), quad "
@@ -258,17 +263,17 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
             "precondition",
         ),
         Paragraph(
-            "This is the initial matrix of L-BFGS [@nocedal2006]. Steps are then measured in the metric of the path, so that the number of "
-            "iterations does "
-            "not grow with the number of nodes. The residual, $sqrt(g^top H^(-1) g \\/ 2 E)$, is free of units; a path has *converged* at $10^(-3)$."
+            "where $p$ is chosen such that the last node stays where it is. This $H^(-1)$ is the initial matrix of L-BFGS [@nocedal2006]. It "
+            "measures steps in the metric of the path, so that the number of iterations does not grow with the number of nodes. The residual, "
+            "$sqrt(g^top H^(-1) g \\/ 2 E)$, has no unit; a path has *converged* when it is at most $10^(-3)$."
         ),
         Pseudocode(
             "Cheapest paths, many pairs side by side",
             (
                 '*divide* $c$ by $"Dist"^2$: what is accepted must not depend on its scale',
-                "*begin* with 8 segments each: the line; the spherical arc; bows over the cheapest of 96 places halfway;",
-                "  bows over where descent on $c$ leads from these, to the image $M$; for $d <= 8$ a walk over a graph of 3,000 places;",
-                '  all inside $norm(z - z_A) + norm(z - z_B) <= 2 U_"line" \\/ "Dist"^2$: a path out of it is dearer than the line',
+                "*begin* with 8 segments: the line; the spherical arc; bows through the cheapest of 96 places halfway; bows",
+                "  through the place where descent on $c$ from there ends; for $d <= 8$ a walk over a graph of 3,000 places;",
+                '  all inside $norm(z - z_A) + norm(z - z_B) <= 2 U_"line" \\/ "Dist"^2$: a path that leaves it is dearer than the line',
                 "*for* $N = 8, 16, 32, 64$; the best two different paths of a pair go on to 16, the best one further",
                 "  *repeat* until the residual is small",
                 "    $c, nabla c$ at all points of all paths: one pass of $G$, forward and backward",
@@ -282,8 +287,10 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Heading("What no path can undercut"),
         Paragraph(
-            'The floor $"Dist"^2 l \\/ 2$ is a bound, and a poor one where the generator cannot make $M$. With a Lipschitz constant $L$ of $G$ that '
-            "holds everywhere, the image needs a stretch of path to come near $M$: with $r = norm(G - M)$ at the ends,"
+            'The floor $1/2 "Dist"^2 l$ is a lower bound, but a poor one where the generator cannot make the image $M$. A better one uses a '
+            "Lipschitz constant $L$ of $G$ that holds everywhere. Along a path of length $S >= l$ the distance $r = norm(G - M)$ changes by at most "
+            "$L$ per unit of length. From $r_A$ and $r_B$ at its ends it can fall no faster than $r(a) >= max(r_A - L a, r_B - L (S - a), 0)$, with "
+            "$a$ the length from $z_A$. The integral of $2 r^2$ over this profile, added to the floor, grows with $S$, so that $S = l$ gives"
         ),
         Equation('U(Z) >= 1/2 "Dist"^2 l + 2 / (3 L) (r_A^3 + r_B^3 - 2 rho^3), quad rho = max(0, (r_A + r_B - L l) \\/ 2).', "lipschitz"),
         Paragraph(lipschitz_sentence(record)),
@@ -291,7 +298,8 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         *strips(results),
         Figure(
             figures["cost"]["path"],
-            'The cost of places along the three curves of these pairs, at equal steps of length. The area under a curve is its $U$, over $"Dist"^2$.',
+            "The cost of the places along the three curves of these pairs, against the length from $z_A$. The area under a curve is its $U \\/ "
+            '"Dist"^2$.',
             figures["cost"]["command"],
             "Cost along line, spherical interpolation and path",
             label="path-cost",
@@ -300,7 +308,7 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         pair_table(results, again),
         seed_table(results, again),
         *choices_blocks(results, again),
-        Paragraph("The same from the command line, with certificates of the ends:"),
+        Paragraph("The same search from the command line, with certificates of the ends:"),
         Command(f"periplus path {run_path(results)} --n {len(record['pairs'])} --starts {record['search']['starts']} --alternatives 1"),
         Finding(conclusion(results)),
     )
@@ -309,13 +317,12 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
 def lipschitz_sentence(record: dict[str, Any]) -> str:
     """The constant, and what it is worth."""
     if record["lipschitz"] is None:
-        return "For this generator no constant is certified (a maximum over samples is none), so the floor is the bound."
+        return "For this generator no constant is certified, and the largest slope over samples would be none. So the floor is the bound."
     pairs = usable(record)
     told = f", and lifts the floor by {100 * fmean(p['lower_bound'] / p['floor'] - 1 for p in pairs):.2f} % on average" if pairs else ""
     return (
-        "A maximum over samples is no such constant. One is certified by algebra on the weights: norms of products of consecutive matrices, cut "
-        "where a "
-        f"rectifier may change slope. It is $L = {number(record['lipschitz'], 4)}$ here{told}."
+        "The largest slope over samples is no such constant. One is certified from the weights alone: by norms of products of consecutive matrices, "
+        f"cut where a rectifier may change its slope. It is $L = {number(record['lipschitz'], 4)}$ here{told}."
     )
 
 
@@ -326,13 +333,14 @@ def strips(results: Results) -> tuple[Block, ...]:
     for k, example in enumerate(results["shown"]):
         pair, drawn = pairs[example["pair"]], results["figures"][f"strip-{k}"]
         scores = (
-            f": $tilde(U)$ = {number(pair['straight_score'])} of the line, {number(pair['spherical_score'])} of spherical interpolation and "
-            f"{number(pair['score'])} of the path"
+            f": $tilde(U)$ = {pair['straight_score']:.2f} for the line, {pair['spherical_score']:.2f} for spherical interpolation, "
+            f"{pair['score']:.2f} for the path"
             if pair["distance"] > 0
             else ""
         )
-        caption = f"Test images {ends_of(pair)}, at equal steps of length{scores}. Outside, the images themselves."
-        blocks.append(Figure(drawn["path"], caption, drawn["command"], "Images along line, spherical interpolation and cheapest path"))
+        ends = ends_of(pair).replace(" to ", " to test image ")
+        caption = f"From test image {ends}, at equal steps of length{scores}. The outermost columns are the images themselves."
+        blocks.append(Figure(drawn["path"], caption, drawn["command"], "Images along line, spherical interpolation and cheapest path", STRIP_WIDTH))
     return tuple(blocks)
 
 
@@ -343,7 +351,7 @@ def scores_figure(results: Results) -> tuple[Block, ...]:
     return (
         Figure(
             results["figures"]["scores"]["path"],
-            f"Scores of all pairs, {plain(results['runs'][0]['name'])}.",
+            f"Scores of all pairs in {plain(results['runs'][0]['name'])}, in the order of the score of the line.",
             results["figures"]["scores"]["command"],
             "Scores of line, spherical interpolation and path for every pair",
             label="path-scores",
@@ -373,11 +381,11 @@ def pair_table(results: Results, command: str) -> Table:
     return Table(
         ("images", "l", "Dist²", "U, line", "U, spherical", "U, path", "bound", "gap", "Ũ, path", "minima", "began as"),
         rows,
-        f"The pairs of {plain(results['runs'][0]['name'])}: test images, distances of codes and of images, $U$ of the three curves (relative "
-        "quadrature "
-        f"error of the path's at most {number(max(p['quadrature_error'] for p in record['pairs']), 1)}), the better of the two lower bounds and the "
-        "gap above it, distinct "
-        f"local minima that the search met with 8 segments, and which beginning the path came from; N = {record['segments']}.",
+        f"The pairs of test images in {plain(results['runs'][0]['name'])}. l: distance of the codes. Dist²: squared distance of the images, summed "
+        "over pixels in [0, 1]. U: cost of the three curves (that of the path to a relative error of at most "
+        f"{number(max(p['quadrature_error'] for p in record['pairs']), 1)}). Bound: the better of the two lower bounds; gap: by how much the path "
+        "is above it. Minima: different local minima that the search met with 8 segments. Began as: the beginning that led to the path. N = "
+        f"{record['segments']} segments.",
         command,
         align=("left", *("decimal",) * 8, "right", "left"),
         label="pairs",
@@ -389,7 +397,12 @@ def mean_and_interval(values: Sequence[float]) -> str:
     if not values:
         return "-"
     low, high = metrics.mean_interval(values)
-    return f"{fmean(values):.3f} ({number(low)} to {number(high)})"
+    return f"{fmean(values):.3f} ({fixed(low)} to {fixed(high)})"
+
+
+def fixed(value: float) -> str:
+    """An end of an interval with three digits after the point."""
+    return f"{value:.3f}" if math.isfinite(value) else number(value)
 
 
 def ratios(run: dict[str, Any]) -> list[float]:
@@ -412,10 +425,10 @@ def seed_table(results: Results, command: str) -> Table:
     return Table(
         ("seed", "pairs", "Ũ, line", "Ũ, spherical", "Ũ, path", "path / line", "converged"),
         rows,
-        "Means over pairs with 95 % intervals (Student's); every image is in one pair, and the pairs are the same for all seeds, with codes of "
-        "their own.",
+        "Means over pairs with Student's 95 % intervals over pairs, for the generator of each seed. Every image is in one pair. The pairs are the "
+        "same for all seeds, their codes are not.",
         command,
-        align=("right", "right", *("left",) * 5),
+        align=("right", "right", *("decimal",) * 4, "left"),
         label="path-seeds",
     )
 
@@ -434,19 +447,19 @@ def choices_blocks(results: Results, command: str) -> tuple[Block, ...]:
         change = None if before is None else fmean(abs(a - b) for a, b in zip(values, before, strict=True))
         rows.append((f"N = {name}", f"{fmean(values):.4f}", "-" if change is None else f"{change:.4f}", gone(values, finest)))
         before = values
-    rows.append(("only downhill from the line", f"{fmean(told['downhill']):.4f}", "-", gone(told["downhill"], finest)))
+    rows.append(("descent from the line alone", f"{fmean(told['downhill']):.4f}", "-", gone(told["downhill"], finest)))
     rows.append(("norm squared", f"{fmean(told['energy']):.4f}", "-", "-"))
     return (
-        Heading("What the choices matter"),
+        Heading("What the choices change"),
         Paragraph(
-            f"The first {told['pairs']} pairs again: with fewer segments, only downhill from the line, and with the norm squared, in which the "
-            "floor is "
-            '$"Dist"^2 l^2 \\/ 2$. (At constant speed the line has the same score in both readings.)'
+            f"The first {told['pairs']} pairs were priced again: with fewer segments, by descent from the line alone, and with the norm squared, "
+            'for which the floor is $1/2 "Dist"^2 l^2$ (at constant speed the line has the same score in both readings).'
         ),
         Table(
             ("choice", "mean score", "change from the row above", "against N = " + segments[-1]),
             tuple(rows),
-            "Scores of the cheapest paths found, means over these pairs; the change is the mean of absolute differences.",
+            "Mean scores of the cheapest paths found for these pairs. Change: mean of the absolute differences from the row above. Last column: how "
+            "much dearer the paths are than the finest ones.",
             command,
             align=("left", "decimal", "decimal", "decimal"),
             label="choices",
@@ -470,22 +483,21 @@ def choices_sentence(told: dict[str, Any]) -> str:
     if len(changes) > 1 and all(change > 0 for change in changes):
         shrinks = [a / b for a, b in zip(changes, changes[1:], strict=False)]
         parts.append(
-            f"With each halving of the segments the change shrinks by a factor of {' and '.join(number(s, 2) for s in shrinks)}: order $h^2$ would "
-            "be 4, "
-            "and kinks make it uneven."
+            f"When the segments are halved, the change shrinks by a factor of {' and '.join(number(s, 2) for s in shrinks)}. For a smooth generator "
+            "it would be 4 (order $h^2$); kinks make it uneven."
         )
     downhill, finest = told["downhill"], told["segments"][segments[-1]]
     better = sum(a > b * (1 + WORTH) for a, b in zip(downhill, finest, strict=True))
     found = f"The search from other beginnings found a cheaper path than descent from the line alone for {better} of {told['pairs']} pairs"
-    parts.append(f"{found}{f': {gone(downhill, finest)} on average is what it would cost to leave it out' if better else ''}.")
+    parts.append(f"{found}{f'; without it paths would be {gone(downhill, finest)} dearer on average' if better else ''}.")
     if told["line"]:
         saved = [100 * (1 - fmean(a / b for a, b in zip(values, told["line"], strict=True))) for values in (finest, told["energy"])]
-        parts.append(f"In the squared reading the path saves {saved[1]:.1f} % of the line's cost, against {saved[0]:.1f} % in the length reading.")
+        parts.append(f"In the squared reading the path saves {saved[1]:.1f} % of the cost of the line, in the length reading {saved[0]:.1f} %.")
     if told["several"]:
         ends = fmean(a / b for a, b in zip(told["several"], told["one"], strict=True)) - 1
-        free = f"Free to end at any of up to {told['alternatives']} certified minima of each image, paths are"
+        free = f"If a path may end at any of up to {told['alternatives']} certified minima of each image, it is"
         parts.append(
-            f"{free} {100 * -ends:.1f} % cheaper in $U$ on average." if ends < -WORTH else f"{free} no cheaper on average ({100 * ends:+.1f} %)."
+            f"{free} {100 * -ends:.1f} % cheaper in $U$ on average." if ends < -WORTH else f"{free} not cheaper on average ({100 * ends:+.1f} %)."
         )
     return " ".join(parts)
 
@@ -495,23 +507,29 @@ def saving_sentence(run: dict[str, Any]) -> str:
     found = ratios(run)
     low, high = metrics.mean_interval(found)
     cheaper, dearer = sum(r < 1 - WORTH for r in found), sum(r > 1 + WORTH for r in found)
-    mean = fmean(found)
-    interval = f"95 % interval over {len(found)} pairs {number(low)} to {number(high)}"
-    scores = f"$tilde(U)$ = {number(fmean(run['path']))} against {number(fmean(run['line']))}; 1 is the floor, $4\\/3$ a cross-fade"
+    interval = f"mean ratio {number(fmean(found))}, 95 % interval over {counted(len(found), 'pair')} {number(low)} to {number(high)}"
+    scores = f"The mean score $tilde(U)$ is {number(fmean(run['path']))}, that of the line {number(fmean(run['line']))}"
+    count = f"it is cheaper for {cheaper}" + (f" and dearer for {dearer}" if dearer else "")
+    return f"The path found is {saved(run)} ({interval}); {count} of {len(found)} pairs. {scores}; the floor is 1, a cross-fade has $4\\/3$."
+
+
+def saved(run: dict[str, Any]) -> str:
+    """Whether the path is cheaper than the line, on average over pairs, and by how much."""
+    found = ratios(run)
+    low, high = metrics.mean_interval(found)
+    if low > 1 - WORTH and high < 1 + WORTH:
+        return f"as dear as the straight line, to within {100 * WORTH:g} % on average"
     if high < 1:
-        verdict = f"cheaper than the straight line, by {100 * (1 - mean):.1f} % on average"
-    elif low > 1:
-        verdict = f"*dearer* than the straight line, by {100 * (mean - 1):.1f} % on average"
-    else:
-        verdict = "*not told apart* from the straight line"
-    counted = f"it is cheaper for {cheaper}" + (f" and dearer for {dearer}" if dearer else "")
-    return f"The path found is {verdict} (mean ratio {number(mean)}, {interval}; {scores}); {counted} of {len(found)} pairs."
+        return f"cheaper than the straight line, by {100 * (1 - fmean(found)):.1f} % on average"
+    if low > 1:
+        return f"*dearer* than the straight line, by {100 * (fmean(found) - 1):.1f} % on average"
+    return "*not told apart* from the straight line"
 
 
 def fade_sentence(run: dict[str, Any]) -> str:
     """The path against what a cross-fade of pixels would score."""
     above, count = sum(score > FADE for score in run["path"]), len(run["path"])
-    return f"For {above} of {counted(count, 'pair')} the path scores above the $4\\/3$ that an even cross-fade of pixels would, with exact ends."
+    return f"For {above} of {counted(count, 'pair')} the path scores more than the $4\\/3$ of an even cross-fade of pixels with exact ends."
 
 
 def spherical_sentence(run: dict[str, Any]) -> str:
@@ -526,8 +544,8 @@ def winners_sentence(pairs: Sequence[dict[str, Any]]) -> str:
     """Where the winning beginnings were."""
     won = Counter(pair["start"] for pair in pairs).most_common()
     listed = ", ".join(f"{name} {count}" for name, count in won)
-    alike = " Every beginning led to the same minimum, so which came out first means little." if all(pair["minima"] == 1 for pair in pairs) else ""
-    return f"The winning path began as: {listed}.{alike}"
+    alike = " All beginnings of a pair led to the same minimum, so which one came first means little." if all(p["minima"] == 1 for p in pairs) else ""
+    return f"The best path of a pair began as: {listed}.{alike}"
 
 
 def left_open(pairs: Sequence[dict[str, Any]]) -> str:
@@ -535,11 +553,9 @@ def left_open(pairs: Sequence[dict[str, Any]]) -> str:
     gaps = [pair["gap"] for pair in pairs]
     mean, most = fmean(gaps), max(gaps)
     return (
-        f"The mean gap is {100 * mean:.0f} %: between the same codes a path that is {100 * mean / (1 + mean):.0f} % cheaper "
-        f"({100 * most / (1 + most):.0f} % for the "
-        "pair of the largest gap) is not excluded by these bounds, nor made likely: they suppose that the generator can make the mean of the two "
-        "images, "
-        "or nearly."
+        f"The mean gap to the lower bound is {100 * mean:.0f} %. Between the same codes a path that is {100 * mean / (1 + mean):.0f} % cheaper is "
+        f"therefore not excluded ({100 * most / (1 + most):.0f} % for the pair of the largest gap). It is not made likely either: the bounds "
+        "suppose that the generator can make the mean of the two images, or nearly."
     )
 
 
@@ -548,7 +564,12 @@ def headline(results: Results) -> str:
     pairs = usable(results["record"])
     if not pairs:
         return "The images of every pair have the same code: there is no path to price."
-    return f"{saving_sentence(results['runs'][0])} {left_open(pairs)}"
+    first, gap = results["runs"][0], fmean(pair["gap"] for pair in pairs)
+    cheaper = sum(ratio < 1 - WORTH for ratio in ratios(first))
+    return (
+        f"The path found is {saved(first)}; it is cheaper for {cheaper} of {counted(len(ratios(first)), 'pair')}. A path that is "
+        f"{100 * gap / (1 + gap):.0f} % cheaper still is not excluded by the lower bound."
+    )
 
 
 def conclusion(results: Results) -> str:
@@ -557,25 +578,23 @@ def conclusion(results: Results) -> str:
     if not pairs:
         return headline(results)
     first = results["runs"][0]
-    parts = [saving_sentence(first), fade_sentence(first), spherical_sentence(first)]
+    parts = [f"{saving_sentence(first)} {fade_sentence(first)}", spherical_sentence(first)]
     if len(results["runs"]) > 1:
-        told = ", ".join(f"{number(fmean(ratios(run)))} (seed {run['seed']})" for run in results["runs"] if run["path"])
-        parts.append(f"Mean ratios in the generators of all seeds: {told}.")
+        told = ", ".join(f"{fixed(fmean(ratios(run)))} (seed {run['seed']})" for run in results["runs"] if run["path"])
+        parts.append(f"The mean ratios of path and line in the generators of all seeds: {told}.")
     parts += [
-        winners_sentence(pairs),
-        typeset(say_convergence(pairs)),
+        f"{winners_sentence(pairs)} {typeset(say_convergence(pairs))}",
         left_open(pairs),
         typeset(say_ends(pairs)),
     ]
-    return " ".join(parts)
+    return "\n".join(parts)
 
 
 QUESTION = Question(
     "2d",
     "Cheapest paths",
-    "Describe, in words and pseudocode, how to find a discretised path between two inverted codes of least cost, and implement it. How much cheaper "
-    "is it "
-    "than the straight line, and could there be a cheaper one?",
+    "Describe, in words and in pseudocode, how to find a discretised path of least cost between two inverted codes, and implement it. How much "
+    "cheaper is it than the straight line, and could there be a cheaper one?",
     (MODEL,),
     measure,
     draw,

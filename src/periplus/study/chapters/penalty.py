@@ -11,9 +11,9 @@ from periplus.runs import Run
 from periplus.scoring import reference
 from periplus.study import judging
 from periplus.study.chapters.gan import class_figure, neighbour_figure, network_sentence, sample_figures
-from periplus.study.comparison import comparison_blocks, comparison_conclusion, draw_comparison
+from periplus.study.comparison import comparison_blocks, comparison_conclusion, comparison_headline, draw_comparison
 from periplus.study.question import Figures, Question, Results
-from periplus.study.telling import collapse_sentence, counted, joined, number, run_table, settings_of
+from periplus.study.telling import collapse_count, collapse_sentence, counted, joined, number, run_table, settings_of
 from periplus.study.workshop import Workshop
 
 PANELS = {
@@ -38,7 +38,15 @@ def compare_scores(workshop: Workshop) -> Results | None:
     except UsageError as error:
         workshop.say(f"no scores of samples: {error}")
         return None
-    return compare(both(workshop), judge, note=workshop.say)
+    runs, done = both(workshop), 0
+
+    def scored(line: str) -> None:
+        """Count what is scored, a snapshot each, in place of a line for each."""
+        nonlocal done
+        done += 1
+        workshop.progress(done, max(done + 1, sum(len(run.kept) for run in runs)))
+
+    return compare(runs, judge, note=scored)
 
 
 def both(workshop: Workshop) -> list[Run]:
@@ -61,14 +69,16 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
     return (
         Heading("From a divergence to a distance"),
         Paragraph(
-            "Where data and samples hardly overlap, the divergence that a perfect discriminator measures is constant and gives the generator no "
-            "direction. The Wasserstein-1 distance does not have this defect: by duality it is the largest difference of means that a function of "
-            "slope at most one can make, and its gradient always points somewhere [@arjovsky2017],"
+            "Where the laws of data and samples hardly overlap, a perfect discriminator measures the same divergence however far apart they are, "
+            "and the generator gets no direction. The Wasserstein-1 distance does not have this defect [@arjovsky2017]. By duality it is the "
+            "largest difference of means that a function with slopes of at most one can make,"
         ),
         Equation('W_1 = max_(norm(D)_"Lip" <= 1) EE_x [D(x)] - EE_z [D(G(z))].', "w1"),
         Paragraph(
-            "An optimal $D$ has gradient norm one almost everywhere on the segments between coupled real and generated points. The gradient penalty "
-            "asks for that on random points of segments between random pairs [@gulrajani2017]:"
+            "It remains to keep the slopes of the critic $D$ at most one. An optimal critic has a gradient of norm one almost everywhere on the "
+            "segments between real and generated points that belong together. These pairs are not known. The gradient penalty [@gulrajani2017] "
+            "therefore asks for norm one at random points $hat(x)$ of segments between random pairs. The result is a relaxation: the constraint is "
+            "not enforced, but deviations in both directions cost something:"
         ),
         Equation(
             "L_D = EE_z [D(G(z))] - EE_x [D(x)] + lambda EE_(hat(x)) [(norm(nabla D(hat(x)))_2 - 1)^2], quad "
@@ -77,10 +87,10 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Equation("L_G = - EE_z [D(G(z))].", "wgan-g"),
         Paragraph(
-            "Four details make the difference between this formula and a program that only resembles it. The norm is taken per example over all "
-            "channels and pixels, not over the batch and not per pixel. $epsilon$ is drawn once per example. The penalty is part of the same "
-            "optimiser step as the loss, and sends no gradient into the generator. And the critic must not mix the examples of a batch: with batch "
-            "normalisation in the critic the gradient of one example's score is not defined, so Periplus refuses it."
+            "Four details matter in a program. The norm is taken for each example over all its channels and pixels, neither over the batch nor for "
+            "each pixel. $epsilon$ is drawn once for each example. The penalty belongs to the same step of the optimiser as the loss of the critic, "
+            "and sends no gradient into the generator. And the critic must not mix the examples of a batch: with batch normalisation in the critic "
+            "the score of one example depends on the others, and its gradient is not the one that the formula means. Periplus refuses such a critic."
         ),
         Pseudocode(
             "One step of WGAN-GP",
@@ -100,22 +110,22 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         Heading("What came out"),
         *sample_figures(results, "WGAN-GP"),
         run_table(results, "wgan-runs"),
+        neighbour_figure(results, "wgan-neighbours"),
         Figure(
             results["figures"]["curves"]["path"],
-            "Training of the WGAN-GP, every seed a thin line. The gap $EE D(x) - EE D(G(z))$ on held-out images is the critic's estimate of the "
-            "distance, from images that it has not seen; while it falls, samples are, "
-            "roughly, getting closer (its unit is the critic's slope, which the penalty holds near one).",
+            "Training of the WGAN-GP: every seed is a thin line, their mean the thick one. The gap $EE D(x) - EE D(G(z))$ on held-out images is the "
+            "critic's estimate of the distance, from images that it has not seen; where it falls, the samples come, roughly, nearer to the data. Its "
+            "unit is the slope of the critic, which the penalty holds near one.",
             results["figures"]["curves"]["command"],
             "Curves of losses, gap, penalty and gradient norm against epochs",
+            width=0.9,
             label="wgan-curves",
         ),
         *class_figure(results, "wgan-classes"),
-        neighbour_figure(results, "wgan-neighbours"),
         Heading("Side by side"),
         Paragraph(
-            f"Both models had the same generator widths, the same budget of {counted(config['epochs'], 'epoch')} and "
-            f"{counted(len(runs), 'seed')}. Seeds are "
-            "the sample: intervals are Welch's for the difference of means over seeds, at 95 % for all rows together."
+            f"Both models had the same widths of the generator, {counted(config['epochs'], 'epoch')} and {counted(len(runs), 'seed')}. The seeds "
+            "are the sample: Welch's intervals are for the difference of means over seeds, and hold at 95 % for all rows of the table together."
         ),
         *side_by_side(results),
         Finding(conclusion(results)),
@@ -155,8 +165,8 @@ def comparison_table(results: Results) -> Table:
     return Table(
         ("measure", "better", "WGAN-GP, by seed", "GAN, by seed", "interval of the difference", "WGAN-GP is"),
         rows,
-        "WGAN-GP against GAN. Distance of class shares: total variation from those of the data. Spread and nearest / held-out as in "
-        "[@wgan-runs]; for these the interval is of the difference of their distances from 1.",
+        "WGAN-GP against GAN. Distance of class shares: total variation from the shares of the data. Spread and nearest / held-out are those of "
+        "[@wgan-runs]; their intervals are for the difference of the distances from 1.",
         results["figures"]["curves"]["command"],
         align=("left", "left", "right", "right", "right", "left"),
         label="comparison",
@@ -175,7 +185,16 @@ def conclusion(results: Results) -> str:
     if open_rows:
         seeds = len(results["runs"])
         parts.append(f"With {counted(seeds, 'seed')} this study *cannot tell* them apart in: {'; '.join(row['title'] for row in open_rows)}.")
-    return " ".join(parts)
+    return "\n".join(parts)
+
+
+def headline(results: Results) -> str:
+    """The conclusion in a sentence or two."""
+    if results["scores"] is not None:
+        return comparison_headline(results["scores"])
+    decided = [f"{row['verdict']} in {row['title']}" for row in results["comparison"] if row["verdict"] != "cannot tell"]
+    told = f"WGAN-GP is {', '.join(decided)} than the GAN" if decided else "WGAN-GP and the GAN *cannot be told* apart"
+    return f"{collapse_count(results['runs'])}. With {counted(len(results['runs']), 'seed')} {told}."
 
 
 QUESTION = Question(

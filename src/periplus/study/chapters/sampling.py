@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from periplus.channels import EchoChannel, echo_moments
+from periplus import metrics
+from periplus.channels import NEGLIGIBLE, EchoChannel, echo_moments
 from periplus.report import Block, Equation, Figure, Finding, Heading, Paragraph, Pseudocode, Table
 from periplus.seeds import stream
 from periplus.study import curves
@@ -26,6 +27,8 @@ ROWS = {4: 16_000, 16: 32_000, 100: 60_000, 1024: 61_440}
 SERIES_ROWS = 20_000
 TIMED, DIMENSIONS = (100, 1024), 32
 GRADIENT_BATCHES, GRADIENT_ROWS = 60, 1000
+#: Images after which weights of the clip's size fall below single precision.
+ENDLESS = round(math.log(NEGLIGIBLE) / math.log(CLIP) / 100) * 100
 #: A bias that is told: so many standard errors.
 TOLD = 3.5
 #: The example where chapter 1c, which introduces it, is not there.
@@ -193,12 +196,12 @@ def draw(results: Results, workshop: Workshop) -> Figures:
     for sampler, name in SAMPLERS.items():
         own = [row for row in results["accuracy"] if row["sampler"] == sampler]
         told = {
-            key: [100 * ((row["found"] + side * 1.96 * row["standard_error"]) / truth - 1) for row in own]
+            key: [100 * ((row["found"] + side * metrics.student(row["batches"]) * row["standard_error"]) / truth - 1) for row in own]
             for key, side in (("y", 0), ("low", -1), ("high", 1))
         }
         found.append({"label": name, "x": [row["batch"] for row in own], **told})
     panel = {"x_label": "batch size B", "y_label": "bias of E z² / %", "x_log": True, "curves": found, "levels": [{"label": "none", "y": 0.0}]}
-    return {"bias": curves.draw_lines([panel], workshop, "1e-bias", height=3.1, columns=2)}
+    return {"bias": curves.draw_lines([panel], workshop, "1e-bias", height=2.5, columns=3)}
 
 
 # ---- telling --------------------------------------------------------------------------------------------------------------------------------
@@ -208,38 +211,44 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
     """The chapter."""
     again, truth = results["figures"]["bias"]["command"], results["truth"]
     return (
-        Heading("What is awkward"),
+        Heading("What is difficult"),
         Paragraph(
-            "*It never ends.* A code is an infinite series; where to stop depends on the largest scale, and a dimension that the encoder does not "
-            "use has $s$ near its upper limit, $r$ = 0.99: its weights fall below $2^(-23)$, what single precision can hold, after some 1,600 "
-            "images."
+            "*The recursion never ends.* A code is an infinite series, and the largest scale decides where one may stop. A dimension that the "
+            f"encoder does not use has $s$ near its upper limit $r$ = {CLIP:g}: there the weights fall below $2^(-23)$, the resolution of single "
+            f"precision, only after some {ENDLESS:,} images."
         ),
         Paragraph(
-            "*It needs other samples.* Noise is made of codes of fresh images. In training those at hand are the batch, so the rows of a batch are "
-            "each other's noise: they are *not independent* given the images, losses of a batch scatter more than its size suggests, and a batch "
-            "of one has no noise at all."
+            "*Every code needs other codes.* The noise is made of codes of fresh images. In training the images at hand are those of the batch, so "
+            "the rows of a batch are noise for each other. Given the images, the rows are *not independent*; the loss of a batch varies more than "
+            "its size suggests; and a batch of one row has no noise at all."
         ),
         Paragraph(
-            "*Small batches are not the data.* A chain longer than the batch meets the same images again, itself among them. What then repeats is "
-            "correlated with itself, and the code's law changes, most for drawing with replacement, where a row may be its own noise at once."
+            "*A small batch is not the data.* A chain that is longer than the batch meets the same images again, the row itself among them. A term "
+            "that repeats is correlated with itself, which changes the law of the codes. Drawing with replacement is worst, because a row can be "
+            "its own noise at once."
         ),
         Paragraph(
-            "*The noise has a gradient.* $z_1$ depends on the encoder's weights like $z$ does. Treating it as a constant, as one does with normal "
-            "noise, drops a part of the derivative: with $lambda = (partial L)/(partial z)$ the whole is"
+            "*The noise has a gradient.* $z_1$ depends on the weights of the encoder as $z$ does. Normal noise can be treated as a constant; here "
+            "this would lose a part of the derivative. Let row $k - 1$ be the noise of row $k$, let $g_k$ be the derivative that the loss $L$ sends "
+            "directly to $z_k$, and $lambda_k$ the whole derivative. Then"
         ),
-        Equation("lambda_k = g_k + s_(k+1) dot.o lambda_(k+1), quad dif m_k = lambda_k, quad dif s_k = lambda_k dot.o z_(k-1),", "adjoint"),
+        Equation(
+            "lambda_k = g_k + s_(k+1) dot.o lambda_(k+1), quad (partial L) / (partial m_k) = lambda_k, quad "
+            "(partial L) / (partial s_k) = lambda_k dot.o z_(k-1),",
+            "adjoint",
+        ),
         Paragraph(
-            "where row $k - 1$ is the noise of row $k$ and $g_k$ is what the loss sends directly to $z_k$. It runs along the chain in the other "
-            "direction. One must not divide a running product of scales by one of them: products underflow."
+            "so the gradient runs along the chain in the other direction. A running product of scales must never be divided by one of its factors: "
+            "the products underflow to zero."
         ),
         Heading("Schemes that work"),
         Paragraph(
-            "*Series* [@brekelmans2019]: every row sums $K$ terms along a list of its own, a random order of the *other* rows. Right if $K$ is "
-            "large enough and no row repeats; time and memory grow as $B K d$."
+            "*Series* [@brekelmans2019]. Every row sums $K$ terms along a list of its own, a random order of the *other* rows. This is right if $K$ "
+            "is large enough and no row repeats. Time and memory grow as $B K d$."
         ),
         Paragraph(
-            "*Ring*: put the batch in a random order, let every row be the noise of the next, and close it. The recursion then is a linear system, "
-            "solved by one scan and one division, with no burn-in and $B d$ work:"
+            "*Ring*. Put the batch in a random order, let every row be the noise of the next one, and close the chain to a ring. The recursion is "
+            "then a linear system, which one pass and one division solve. There is no burn-in, and the work is $B d$:"
         ),
         Pseudocode(
             "The ring, its guard, and its lengthening",
@@ -254,9 +263,11 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
             label="ring",
         ),
         Paragraph(
-            "A row's history contains the row itself after a full turn, with weight $A$; the guard keeps that below what one can see. Where the "
-            "guard trips (an unused dimension and a batch of some hundred), more shuffles of the same batch lengthen the ring; it still is linear "
-            "in time, but images repeat, and for slow dimensions the variance comes out too high by a share of up to $(1 + s)\\/((1 - s) B)$."
+            "After a full turn the history of a row contains the row itself, with the weight $A$. The guard keeps this weight below what single "
+            "precision can see. Where the guard does not hold (an unused dimension, a batch of some hundred rows) the ring is lengthened by further "
+            "random orders of the same batch. This is still linear in time, but images repeat: in a slow dimension the mean of the batch, which has "
+            'the variance $"Var"(m) \\/ B$, enters with the weight $1\\/(1 - s)$, and the variance of the codes is too high by a share of up to $(1 '
+            "+ s)\\/((1 - s) B)$."
         ),
         Pseudocode(
             "The persistent chain",
@@ -268,24 +279,22 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
             label="chain",
         ),
         Paragraph(
-            "The chain meets fresh images only, so its law has no bias from repetition; its first rows miss the part of their gradient that lies "
-            "in the batch before. Periplus closes the ring where the guard holds and continues the chain where it trips. The scan itself runs in "
-            "blocks side by side."
+            "The chain meets fresh images only, so repetition does not change its law. Its first rows miss the part of their gradient that lies in "
+            "the batch before. Periplus closes the ring where the guard holds, and continues the chain where it does not."
         ),
         Heading("Accuracy"),
         Paragraph(
-            f"{where_told(study, '1c', 'The example of chapter 1c', EXAMPLE)}, for which $EE z^2$ = {truth['second_moment']:.4f} in closed form. "
-            "Rows of a batch depend on each other, so "
-            "standard errors are taken over independent batches. The last column is the price of dependence: the variance of a batch's mean over "
-            "that of as many independent rows."
+            f"{where_told(study, '1c', 'The example of chapter 1c', EXAMPLE)} has $EE z^2$ = {truth['second_moment']:.4f} in closed form. Because "
+            "the rows of a batch depend on each other, standard errors are taken over independent batches. The last column is the price of this "
+            "dependence: the variance of the mean of a batch, divided by the variance of the mean of as many independent rows."
         ),
         accuracy_table(results, again),
         Figure(
             results["figures"]["bias"]["path"],
-            "Bias of $EE z^2$ in per cent of the truth, with 95 % intervals over independent batches.",
+            "Bias of $EE z^2$ in per cent of the truth, for batches of 4 to 1,024 rows, with 95 % intervals over independent batches.",
             again,
             "Bias against batch size of five samplers",
-            width=0.85,
+            width=0.8,
             label="sampling-bias",
         ),
         gradient_table(results, again),
@@ -311,10 +320,10 @@ def accuracy_table(results: Results, command: str) -> Table:
         for row in results["accuracy"]
     )
     return Table(
-        ("B", "sampler", "batches", "E z²", "off by", "standard errors", "dependence"),
+        ("B", "sampler", "batches", "E z²", "bias", "in standard errors", "dependence"),
         rows,
-        f"Second moments of {len(SAMPLERS)} samplers (truth {results['truth']['second_moment']:.4f}). Series: {results['terms']} terms, or as many "
-        "as the batch has; with replacement, a row may meet itself.",
+        f"Second moments from {len(SAMPLERS)} samplers ± standard error; the truth is {results['truth']['second_moment']:.4f}. The series has "
+        f"{results['terms']} terms, or as many as the batch has rows. With replacement, a row may meet itself.",
         command,
         align=("right", "left", "right", "decimal", "decimal", "decimal", "decimal"),
         label="accuracy",
@@ -329,10 +338,10 @@ def gradient_table(results: Results, command: str) -> Table:
         for name, told in ((name, results["gradient"][key]) for key, name in names.items())
     )
     return Table(
-        ("gradient", "d/da E z²", "off by"),
+        ("gradient", "d/da E z²", "bias"),
         rows,
-        f"Derivative of $EE z^2$ for locations $a m(x)$ at $a = 1$: codes are proportional to $a$, so the truth is $2 EE z^2$ = {truth:.4f}. "
-        f"{results['gradient']['batches']} rings of {results['gradient']['rows']:,} rows, ± standard error.",
+        "The derivative of $EE z^2$ when all locations are multiplied by $a$, at $a = 1$. The codes are proportional to $a$, so the truth is $2 EE "
+        f"z^2$ = {truth:.4f}. Means over {results['gradient']['batches']} rings of {results['gradient']['rows']:,} rows ± standard error.",
         command,
         align=("left", "decimal", "decimal"),
         label="gradient",
@@ -351,9 +360,9 @@ def cost_table(rows: list[dict[str, Any]], command: str) -> Table:
     return Table(
         ("B", "sampler", "time / ms", "times faster", "kept / MB", "times smaller"),
         tuple(told),
-        f"One pass forward and backward at d = {rows[0]['d']} where the guard holds, one thread, the fastest of several; ratios to the series of K "
-        f"= {rows[0]['terms']} terms of the same run. Kept: what the graph holds for the backward pass. As it was timed here, on a machine that may "
-        "have had other work.",
+        f"The cost of one pass forward and backward in d = {rows[0]['d']} dimensions, where the guard holds: one thread, the fastest of several, "
+        f"and ratios to the series of K = {rows[0]['terms']} terms in the same run. Kept: memory that the graph holds for the backward pass. Times "
+        "depend on what else the machine did.",
         command,
         align=("right", "left", "decimal", "decimal", "decimal", "decimal"),
         label="cost",
@@ -368,7 +377,7 @@ def guard_table(rows: list[dict[str, Any]], command: str) -> Table:
     return Table(
         ("B", *(f"s = {scale:g}" for scale in scales)),
         told,
-        "Shuffles of a batch that the guard asks for, by the scale of the slowest dimension.",
+        "How often the guard asks for a random order of a batch of B rows, by the scale s of the slowest dimension.",
         command,
         align=("right", *("decimal",) * len(scales)),
         label="guard",
@@ -377,26 +386,32 @@ def guard_table(rows: list[dict[str, Any]], command: str) -> Table:
 
 def headline(results: Results) -> str:
     """The conclusion in two sentences."""
-    return f"{gradient_sentence(results)} {cost_sentence(results['cost'])}"
+    biased = [name for name, off in biases(results).items() if off]
+    told = f"Biased in small batches: {'; '.join(biased)}." if biased else "No sampler is told to be biased."
+    return f"{told} {gradient_sentence(results)} {cost_sentence(results['cost'])}"
 
 
 def conclusion(results: Results) -> str:
     """Which samplers are biased where, what cutting the noise costs, and what the schemes cost."""
-    return " ".join((accuracy_sentence(results), gradient_sentence(results), cost_sentence(results["cost"])))
+    return "\n".join((accuracy_sentence(results), gradient_sentence(results), cost_sentence(results["cost"])))
+
+
+def biases(results: Results) -> dict[str, list[dict[str, Any]]]:
+    """The samplers by their names in print, with the batch sizes at which each is told apart from the truth."""
+    rows = {name: [row for row in results["accuracy"] if row["sampler"] == sampler] for sampler, name in SAMPLERS.items()}
+    return {name: [row for row in own if abs(row["errors_off"]) > TOLD] for name, own in rows.items()}
 
 
 def accuracy_sentence(results: Results) -> str:
     """Batch sizes at which each sampler is told apart from the truth."""
     truth, parts = results["truth"]["second_moment"], []
-    for sampler, name in SAMPLERS.items():
-        own = [row for row in results["accuracy"] if row["sampler"] == sampler]
-        off = [row for row in own if abs(row["errors_off"]) > TOLD]
+    for name, off in biases(results).items():
         if off:
             told = ", ".join(f"{100 * (row['found'] / truth - 1):+.0f} % at B = {row['batch']}" for row in off)
             parts.append(f"{name}: *biased*, {told}")
         else:
             parts.append(f"{name}: no bias told at any B")
-    return f"Second moments, by a rule of {TOLD:g} standard errors: {'; '.join(parts)}."
+    return f"Bias of the second moment, told from {TOLD:g} standard errors on: {'; '.join(parts)}."
 
 
 def gradient_sentence(results: Results) -> str:
@@ -407,7 +422,9 @@ def gradient_sentence(results: Results) -> str:
     off = 100 * (cut["value"] / truth - 1)
     whole = "agrees with the truth" if right else f"is *off* by {100 * (through['value'] / truth - 1):+.1f} %"
     told = abs(cut["value"] - truth) > TOLD * cut["standard_error"]
-    return f"The gradient through the ring {whole}; without the noise's part it is {f'off by {off:+.0f} %' if told else 'not told apart from it'}."
+    return (
+        f"The gradient through the ring {whole}; without the part of the noise it is {f'off by {off:+.0f} %' if told else 'not told apart from it'}."
+    )
 
 
 def cost_sentence(rows: list[dict[str, Any]]) -> str:
@@ -417,8 +434,8 @@ def cost_sentence(rows: list[dict[str, Any]]) -> str:
     ring, series = own["ring"], own["series"]
     faster, smaller = series["seconds"] / ring["seconds"], series["megabytes"] / ring["megabytes"]
     return (
-        f"At B = {batch:,} the ring takes {number(1000 * ring['seconds'])} ms, {told_ratio(faster, 'faster', 'slower')}, and keeps "
-        f"{number(ring['megabytes'])} MB for the backward pass, {told_ratio(smaller, 'less', 'more')}, against the series."
+        f"At B = {batch:,} the ring takes {number(1000 * ring['seconds'])} ms, {told_ratio(faster, 'faster', 'slower')} than the series, and keeps "
+        f"{number(ring['megabytes'])} MB for the backward pass, {told_ratio(smaller, 'less', 'more')} than the series."
     )
 
 
