@@ -15,6 +15,8 @@ from torch import nn
 from periplus import AdversarialConfig, AutoencoderConfig, cli, load_data, load_run, train
 from periplus.data import ImageData
 from periplus.errors import Interrupted, RunError, UsageError
+from periplus.features import random_extractor
+from periplus.locating import Search
 from periplus.path_judge import judge_paths
 from periplus.training import adversarial, autoencoder, path_term, stacked
 from periplus.training.path_term import EVERY, NEAREST, PAIRS, PathTerm, typical_squared_distance
@@ -257,3 +259,12 @@ def test_the_judge_on_the_command_line(
     assert found["excess"]["mean"] == pytest.approx(sum(pair["score"] for pair in found["pairs"]) / 3 - 1)
     with pytest.raises(UsageError, match="--judge takes the first"):
         cli.run([*words, "--pairs", "0,5"])
+
+
+@pytest.mark.parametrize(("images", "pairs"), [(8, 2), (30, 7), (36, 8), (37, 8)])
+def test_few_images_are_judged_without_realism(images: int, pairs: int, digits: ImageData, tmp_path: Path) -> None:
+    """Neighbours need more real images than there are neighbours, on both sides: with fewer there is no share, and no error."""
+    run = train(adversary(path_weight=0.0, max_steps=1), digits, tmp_path / "run")
+    few = digits.subset(torch.arange(images))
+    record = judge_paths(run, few, pairs, Search(starts=1, keep="best"), segments=4, extractor=random_extractor(1))
+    assert (record["realism"] is None) == (images < 37) and len(record["pairs"]) == pairs
