@@ -13,6 +13,8 @@ from torch import nn
 from periplus import AdversarialConfig, AutoencoderConfig, load_data, load_run, train
 from periplus.data import ImageData
 from periplus.errors import Interrupted, RunError, UsageError
+from periplus.features import random_extractor
+from periplus.locating import Search
 from periplus.path_judge import judge_paths
 from periplus.paths.loss import SPEED_LIMIT
 from periplus.paths.starts import straight
@@ -427,3 +429,12 @@ def test_a_decoder_that_does_not_pay_for_its_ends_has_none(digits: ImageData, tm
         found[name] = judge_paths(train(coder(path_weight=40.0, **LONGER), digits, tmp_path / name), test, 8, segments=8)
     for error in ("end_error", "squared_error"):
         assert found["unguarded"][error]["mean"] > 1.4 * found["guarded"][error]["mean"]
+
+
+@pytest.mark.parametrize(("images", "pairs"), [(8, 2), (30, 7), (36, 8), (37, 8)])
+def test_few_images_are_judged_without_realism(images: int, pairs: int, digits: ImageData, tmp_path: Path) -> None:
+    """Neighbours need more real images than there are neighbours, on both sides: with fewer there is no share, and no error."""
+    run = train(adversary(path_weight=0.0, max_steps=1), digits, tmp_path / "run")
+    few = digits.subset(torch.arange(images))
+    record = judge_paths(run, few, pairs, Search(starts=1, keep="best"), segments=4, extractor=random_extractor(1))
+    assert (record["realism"] is None) == (images < 37) and len(record["pairs"]) == pairs

@@ -260,14 +260,17 @@ def test_progress_of_a_sweep_is_that_of_its_cells(tmp_path: Path) -> None:
     config = sweep(seeds=1, values={"beta": (1.0,)}).cells(1)[0].config
     train(config, "tiny.npz", tmp_path / "cells" / "a")
     step = read_lines(tmp_path / "cells" / "a" / "timing.jsonl")[-1]["step"]
-    for name, done in (("a", step // 2), ("b", step // 2)):
-        cell = tmp_path / "cells" / name
-        shutil.copytree(tmp_path / "cells" / "a", cell, dirs_exist_ok=True)
-        (cell / "timing.jsonl").write_text(json.dumps({"step": done, "seconds": 5.0, "images_per_second": 1.0}) + "\n")
+    shutil.copytree(tmp_path / "cells" / "a", tmp_path / "cells" / "b")
+    for name in ("a", "b"):
+        line = {"step": step // 2, "seconds": 5.0, "images_per_second": 1.0}
+        (tmp_path / "cells" / name / "timing.jsonl").write_text(json.dumps(line) + "\n")
     (tmp_path / "settings.json").write_text(json.dumps(settings | {"engine": "processes"}))
     assert progress(tmp_path) == (2 * (step // 2), 4 * step, "4 runs, 30 s left")
     (tmp_path / "settings.json").write_text(json.dumps(settings | {"engine": "stacked"}))
     assert progress(tmp_path)[2] == "4 runs, 15 s left"
+    for name in ("a", "b"):  # begun, and killed before a line was whole
+        (tmp_path / "cells" / name / "timing.jsonl").write_text("")
+    assert progress(tmp_path) == (0, 1, "")
     (tmp_path / "settings.json").write_text("{")
     assert progress(tmp_path) == (0, 1, "")
 

@@ -186,13 +186,14 @@ def progress(folder: Path) -> tuple[int, int, str]:
 def sweep_progress(folder: Path) -> tuple[int, int, str]:
     """The same of a sweep, whose cells are begun one after another or all at once: steps of all of them together."""
     asked = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    cells = [cell for cell in sorted((folder / CELLS).iterdir()) if (cell / TIMING).exists()]
-    told = [progress(cell) for cell in cells]
+    told = [(progress(cell), lines[-1]) for cell in sorted((folder / CELLS).iterdir()) if (lines := read_lines(cell / TIMING))]
+    if not told:
+        return 0, 1, ""
     count = math.prod(len(values) for values in asked["values"].values()) * asked["seeds"]
-    done, steps = sum(step for step, _, _ in told), count * max(total for _, total, _ in told)
+    done, steps = sum(step for (step, _, _), _ in told), count * max(total for (_, total, _), _ in told)
     if done >= steps:
         return steps, steps, f"evaluating {count} runs"
-    seconds = [read_lines(cell / TIMING)[-1]["seconds"] for cell in cells]
+    seconds = [line["seconds"] for _, line in told]
     spent = max(seconds) if asked["engine"] == "stacked" else sum(seconds)
     return done, steps, f"{count} runs, {duration(spent * (steps - done) / max(done, 1))} left"
 

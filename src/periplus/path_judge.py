@@ -111,7 +111,7 @@ def realism(run: Run, passages: Passages, data: ImageData, extractor: Extractor)
     others = torch.tensor([row for row in range(len(data)) if row not in used])
     real = others[: min(REAL, len(others) * 3 // 4)]
     floor = others[len(real) :][: len(passages.pairs) * LOOKED_AT]
-    if len(real) <= NEIGHBOURS or not len(floor):
+    if min(len(real), len(floor)) <= NEIGHBOURS:
         return None
     x_a, x_b = (passages.images(end)[:, None] for end in (0, 1))
     t = torch.linspace(0, 1, LOOKED_AT + 2)[1:-1, None, None, None]
