@@ -76,7 +76,7 @@ class AdversarialConfig:
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:N."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: float32, until bfloat16 is measured to be as good where the machine multiplies it natively. bfloat16: autocast."""
+    """auto: float32. bfloat16: autocast, for machines that multiply it natively."""
     max_steps: int | None = None
     """Stop after so many generator steps, whatever the epochs say."""
     log_every: int = 50
@@ -186,7 +186,7 @@ class AutoencoderConfig:
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:N."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: float32, until bfloat16 is measured to be as good where the machine multiplies it natively. bfloat16: autocast."""
+    """auto: float32. bfloat16: autocast, for machines that multiply it natively."""
     max_steps: int | None = None
     """Stop after so many steps, whatever the epochs say."""
     log_every: int = 50

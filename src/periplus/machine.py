@@ -37,8 +37,8 @@ def resolve_device(name: str) -> str:
 def resolve_precision(name: Precision, device: str) -> Precision:
     """'auto' to the precision that a run gets; never by a timing.
 
-    It is float32 on every machine so far: bfloat16 will follow where the machine multiplies it natively, once its samples have been measured to be
-    as good. Until then it is there for the asking.
+    It is float32 on every machine so far: samples of adversarial mlps in bfloat16 were measured to be as good (docs/results.md), but stacked cells
+    compute in float32, and a cell of a sweep should be the same run whichever engine trains it.
     """
     return "float32" if name == "auto" else name
 
