@@ -149,7 +149,7 @@ def conclusions(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def kept_overhead() -> dict[str, Any]:
     """What --overhead has found before."""
     found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    return {"overhead": found["overhead"]} if "overhead" in found else {}
+    return {name: value for name, value in found.items() if name.startswith("overhead")}
 
 
 def compare(row: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
@@ -439,7 +439,8 @@ def main() -> None:
         if options.again:
             write(result | conclusions(result["cells"]))
         if options.overhead:
-            write(result | {"overhead": overhead(options.threads)})
+            name = "overhead" if options.threads == 1 else f"overhead_{options.threads}_threads"
+            write(result | {name: overhead(options.threads)})
         if options.table:
             print(tables(result))
         if options.figure:
