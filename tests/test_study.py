@@ -438,6 +438,14 @@ def test_a_folder_is_told_by_its_own_name(results: dict[str, Any], source: str, 
     assert build_report(results).subtitle.startswith(f"{plain(told)}: 80 images")
 
 
+def test_the_time_of_training_is_that_of_all_runs(results: dict[str, Any]) -> None:
+    for run in (run for key in TWO for run in results["chapters"][key]["runs"]):
+        run["seconds"] = 30.0
+    assert dict(build_report(results).environment)["time of adversarial training"] == "2 min 00 s in 4 runs together"
+    results["chapters"] = {}
+    assert "time of adversarial training" not in dict(build_report(results).environment)
+
+
 def test_what_is_not_known_of_the_environment_is_left_out(results: dict[str, Any]) -> None:
     assert {"measured at commit", "trained on"} <= dict(build_report(results).environment).keys()
     results["environment"]["commit"] = None

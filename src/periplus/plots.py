@@ -393,7 +393,7 @@ def _point_names(places: Sequence[tuple[float, float]], names: Sequence[str], ex
     """Where the names of points (x, y) are written: those that lie on each other, within some per cent of the extent of x and y, share a place."""
     found: list[tuple[tuple[float, float], str]] = []
     for place, name in zip(places, names, strict=True):
-        near = found and abs(place[0] - found[-1][0][0]) < 0.015 * extent[0] and abs(place[1] - found[-1][0][1]) < 0.035 * extent[1]
+        near = found and abs(place[0] - found[-1][0][0]) < 0.015 * extent[0] and abs(place[1] - found[-1][0][1]) < 0.05 * extent[1]
         joined = ", ".join(word for word in (found[-1][1], name) if word) if near else name
         found = [*found[:-1], (found[-1][0], joined)] if near else [*found, (place, joined)]
     return found

@@ -12,7 +12,7 @@ from typing import Any
 
 from periplus import metrics
 from periplus.config import AutoencoderConfig
-from periplus.console import note
+from periplus.console import duration, note
 from periplus.data import load_data
 from periplus.errors import UsageError
 from periplus.evaluation import image_size_of
@@ -205,9 +205,16 @@ def environment_rows(results: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         ("measured at commit", environment["commit"] or ""),
         ("trained at commit", joined_set(results, "commit")),
         ("trained on", ", ".join(([device] if device else []) + ([f"threads {threads}"] if threads else []))),
+        ("time of adversarial training", training_time(results)),
         ("machine", f"{environment['processor']}, {counted(environment['cores'], 'core')}, {environment['system']}"),
     )
     return tuple((name, value) for name, value in rows if value)  # outside a checkout no commit is known
+
+
+def training_time(results: dict[str, Any]) -> str:
+    """How long the runs of 2a and 2b took, one after another, in words; nothing without them."""
+    runs = [run for key in ("2a", "2b") for run in results["chapters"].get(key, {"runs": ()})["runs"]]
+    return f"{duration(sum(run['seconds'] for run in runs))} in {counted(len(runs), 'run')} together" if runs else ""
 
 
 def joined_set(results: dict[str, Any], name: str) -> str:

@@ -42,9 +42,10 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         ),
         Equation("L_D = - EE_x [ln sigma(D(x))] - EE_z [ln (1 - sigma(D(G(z))))].", "gan-d"),
         Paragraph(
-            "Where the data have the density $p$ and the samples $p_G$, the integrand at an image is $- p ln sigma(D) - p_G ln (1 - sigma(D))$. Its "
-            "derivative in $D$ vanishes at $sigma(D) = p \\/ (p + p_G)$, that is, at $D = ln p - ln p_G$. If data and samples have the same law, the "
-            "best score is zero and $L_D = 2 ln 2 approx 1.386$ nats [@goodfellow2014]. For the generator two losses are in use:"
+            "Where the data have the density $p$ and the samples $p_G$, the integrand at an image is $- p ln sigma - p_G ln (1 - sigma)$ with "
+            "$sigma = sigma(D)$. Its derivative in $D$ vanishes at $sigma = p \\/ (p + p_G)$, that is, at $D = ln p - ln p_G$. If data and samples "
+            "have the same law, the best score is zero and $L_D = 2 ln 2 approx 1.386$ nats [@goodfellow2014]. For the generator two losses are in "
+            "use:"
         ),
         Equation('L_G^"sat" = EE_z [ln (1 - sigma(D(G(z))))], quad quad L_G^"ns" = - EE_z [ln sigma(D(G(z)))].', "gan-g"),
         Paragraph(
