@@ -347,7 +347,7 @@ LOWERED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 
 
 def rate_distortion(
-    curves: Sequence[Mapping[str, Any]], path: PathLike, x_label: str = "rate / nats", y_label: str = "distortion / nats", height: float = 2.9
+    curves: Sequence[Mapping[str, Any]], path: PathLike, x_label: str = "rate / nats", y_label: str = "distortion / nats", height: float = 2.7
 ) -> Path:
     """Distortion against rate, a curve for each model: means over seeds with intervals, single seeds as small marks, points with their names.
 

@@ -162,7 +162,7 @@ def draw(results: Results, workshop: Workshop) -> Figures:
         ],
     }
     return {
-        "bounds": curves.draw_lines([panel], workshop, "1d-bounds", height=2.3, columns=4),
+        "bounds": curves.draw_lines([panel], workshop, "1d-bounds", height=2.2, columns=4),
         "curve": curves.draw_curves(results["sweeps"], workshop, "1d-curve", 3 * first["ln_n"]),
     }
 
@@ -235,8 +235,8 @@ def tell(results: Results, study: dict[str, Any]) -> tuple[Block, ...]:
         bound_table(record, again),
         Figure(
             figures["bounds"]["path"],
-            "The formula of the echo encoders, and what bounds their information about test images: InfoNCE from below (left out where it is "
-            "negative), $ln N$ from above.",
+            "The formula of the echo encoders, and bounds on their information about test images: InfoNCE from below (left out where negative), $ln "
+            "N$ from above.",
             figures["bounds"]["command"],
             "Formula, InfoNCE and ln N against beta",
             width=0.65,
