@@ -322,8 +322,8 @@ def columns(table: Table, inline: Inline) -> list[dict[str, Any]]:
         long = any(len(flat(cell["text"])) > 40 for cell in cells)
         column = {"header": inline(header), "align": align, "cells": cells, "before": 0, "after": 0, "long": long}
         if align == "decimal":
-            # widths in digits, for the page: the PDF measures instead
-            column["before"] = max((len(cell["before"]) for cell in cells if cell["before"]), default=0)
+            # widths in digits, for the page, a minus sign counted as two: the PDF measures instead
+            column["before"] = max((len(cell["before"].replace("\u2212", "--")) for cell in cells if cell["before"]), default=0)
             column["after"] = max((len(cell["after"]) for cell in cells if cell["before"]), default=0)
         result.append(column)
     return result
