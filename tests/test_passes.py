@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from periplus import objectives
-from periplus.networks import ConvCritic, ConvGenerator, MLPCritic, MLPGenerator
+from periplus.networks import Centre, ConvCritic, ConvGenerator, MLPCritic, MLPGenerator
 from periplus.passes import MatrixChain, matrix_chain, paint, plain_blocks
 from periplus.piecewise import piecewise_linear
 from periplus.training.adversarial import Penalty, judge, judge_second_order, scores_for_images
@@ -115,6 +115,7 @@ def test_the_step_takes_the_written_out_passes(monkeypatch: pytest.MonkeyPatch) 
     [
         lambda: ConvCritic((1, 8, 8)),
         lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 1)),  # its first layer sees rows of the image
+        lambda: nn.Sequential(Centre(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)),  # and so does this one's, which never flattens
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1)),
         lambda: nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 1)),
     ],
