@@ -25,6 +25,7 @@ from periplus.benchmarking import (
     our_step,
     same_networks,
     significant,
+    state_judged,
     step_flop,
     summary,
     tables,
@@ -179,14 +180,14 @@ def test_what_is_not_finite_ends_the_benchmark(digits: ImageData, monkeypatch: p
 
 @pytest.mark.parametrize("model", ["wgan-gp", "rpgan"])
 def test_the_critic_alone_takes_the_steps_of_training(model: str, digits: ImageData) -> None:
-    """With our judge to the bit what `critic_step` does, with the second-order one nearly, and without penalty something else."""
+    """In our way to the bit what `critic_step` does, differentiated twice nearly that, and without penalty something else."""
     settings = config(model)
     real, fake = to_float(digits.images[:16]), torch.rand(16, *digits.shape)
     ends = {}
-    for name, judged in {**JUDGES, "run": None}.items():
-        state = new_state(settings, same_networks(settings, digits), "cpu")
+    for name in (*JUDGES, "run"):
+        state = state_judged(settings, digits, name)
         torch.manual_seed(5)
-        _, healthy = critic_step(state, settings, real, fake, torch.tensor(True), **({} if judged is None else {"judged": judged}))
+        _, healthy = critic_step(state, settings, real, fake, torch.tensor(True), **({"judged": JUDGES[name]} if name in JUDGES else {}))
         assert healthy
         ends[name] = torch.cat([p.grad.flatten() for p in state.critic.parameters() if p.grad is not None])
     assert torch.equal(ends["ours"], ends["run"])
@@ -235,7 +236,7 @@ def test_operations_are_counted_as_by_hand(model: str, digits: ImageData) -> Non
         critic, through = one * (scored * sum(hidden) + weights + scored * sum(hidden[1:])), 2 * one * sum(hidden)
     # slopes: down to the images, and up to the last rectifiers; between images also what rectifiers receive there, but for the first layer
     slopes = one * (sloped * (sum(hidden) + sum(hidden[:-1])) + (sum(hidden[1:]) if model == "wgan-gp" else 0))
-    relative = one * sum(c) if model == "rpgan" else 0  # the generator's loss has the scores of real images in it
+    relative = one * sum(hidden) if model == "rpgan" else 0  # the generator's loss has the scores of real images in it
     assert step_flop(settings, digits) == generator + critic + through + slopes + relative
 
 
@@ -287,10 +288,17 @@ def test_the_record(model: str, precision: str, digits: ImageData) -> None:
         for kind, name in {"float32": "periplus_float32" if extra else "periplus", precision: "periplus"}.items():
             share = size["step_gflop"] * rates[name]["rounds"][1] / size["batch_size"] / size["product_gflop_per_second"][kind]["rounds"][1]
             assert size["share_of_product"][kind]["rounds"][1] == pytest.approx(share, rel=3e-3)
+        assert set(size["ratio_limit"]) == {"textbook", "memory"}  # what is left of the ratio is the share of the product, but for rounding
+        for name, limit in size["ratio_limit"].items():
+            for found, share, bound in zip(
+                size["ratio"][name]["rounds"], size["share_of_product"][precision]["rounds"], limit["rounds"], strict=True
+            ):
+                assert found / share == pytest.approx(bound, rel=3e-3)
         assert (size["penalty"] is None) == (PENALTIES[model] == "none")
         for fakes in FAKES if size["penalty"] else ():
             found = size["penalty"][fakes]
             assert set(found["milliseconds"]) == {"none", "ours", "double_backward"} and set(found["over_none"]) == {"ours", "double_backward"}
+    assert sum("only its products" in row[0] for row in next(tables(record))[1]) == 2
     for (header, rows), size in zip(tables(record), record["batch_sizes"], strict=True):
         assert header == [f"batch {size['batch_size']}", "median", "lowest", "highest"] and all(len(row) == 4 for row in rows)
         assert sum("penalty" in row[0] or "twice" in row[0] for row in rows) == (0 if model == "gan" else 4)

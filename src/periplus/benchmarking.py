@@ -12,7 +12,7 @@ an order drawn anew in each round, and every ratio is taken within a round; what
 
 The machine's rate is that of products of two square matrices, one after the other, just before or just after our turn. What a step multiplies is
 counted as it runs: matrix products and convolutions, forward and backward, two operations for each multiplication. All else that it does costs time
-but does not count.
+but does not count. From both follows what bounds a ratio: a step that did nothing but these products, at that rate, would have `ratio_limit`.
 """
 
 from __future__ import annotations
@@ -38,12 +38,24 @@ from periplus.data import ImageData
 from periplus.errors import NonFiniteError, UsageError
 from periplus.machine import commit, deterministic, environment, keep_freed_memory
 from periplus.networks import AdversarialNetworks
+from periplus.objectives import Penalty
 from periplus.runs import build_networks
 from periplus.seeds import stream
 from periplus.textbook import Textbook, from_loader, in_memory
 from periplus.training import cuda_index, plan
-from periplus.training.adversarial import PENALTIES, Judge, Penalty, critic_step, judge, judge_second_order, make_fakes, new_state, train_step
+from periplus.training.adversarial import (
+    PENALTIES,
+    Judge,
+    State,
+    critic_step,
+    judge,
+    judge_second_order,
+    make_fakes,
+    new_state,
+    train_step,
+)
 from periplus.training.steps import Batches, hold_out, on_host
+from periplus.training.written import write_critic
 
 WORKERS = (0, 1, 2)
 PRODUCT_SIZE = 2048
@@ -202,12 +214,17 @@ class Contest:
         reached = {
             kind: summary(rate * flop / product for rate, product in zip(rates[name], products[kind], strict=True)) for kind, name in ours.items()
         }
+        limits = {
+            name: summary(product / flop / rate for product, rate in zip(products[self.config.precision], rates[other], strict=True))
+            for name, other in (("textbook", fastest), ("memory", "memory"))
+        }
         pace = {name: significant(epochs / images / statistics.median(rates[name])) for name in ("periplus", fastest, "memory")}
         return {
             "batch_size": self.config.batch_size,
             "images_per_second": {name: summary(images * rate for rate in rates[name]) for name in ("periplus", *books, "memory", *extra)},
             "textbook": fastest,
             "ratio": {name: rates.ratio("periplus", other) for name, other in others.items()},
+            "ratio_limit": limits,
             "seconds_per_100_epochs": pace,
             "product_gflop_per_second": {name: summary(rate / 1e9 for rate in products[name]) for name in self.precisions},
             "step_gflop": flop / 1e9,
@@ -269,18 +286,19 @@ def without_penalty(critic: torch.nn.Module, real: Tensor, fake: Tensor, penalty
     return judge(critic, real, fake, "none")
 
 
+#: How a critic is judged, by name. One that is written out is so in the first two ways.
 JUDGES: dict[str, Judge] = {"none": without_penalty, "ours": judge, "double_backward": judge_second_order}
 FAKES = ("given", "made")
 
 
 def critic_steps(config: AdversarialConfig, data: ImageData) -> dict[str, Step]:
     """The critic's steps alone, by where their fakes come from and by how they are judged; each trains a critic of its own."""
-    return {f"{fakes}_{way}": critic_step_alone(config, data, judged, fakes == "made") for fakes in FAKES for way, judged in JUDGES.items()}
+    return {f"{fakes}_{way}": critic_step_alone(config, data, way, fakes == "made") for fakes in FAKES for way in JUDGES}
 
 
-def critic_step_alone(config: AdversarialConfig, data: ImageData, judged: Judge, made: bool) -> Step:
-    """The critic's step of a run on one batch of real images, with this judge."""
-    state = new_state(config, same_networks(config, data), config.device)
+def critic_step_alone(config: AdversarialConfig, data: ImageData, way: str, made: bool) -> Step:
+    """The critic's step of a run on one batch of real images, judged in one of the JUDGES' ways."""
+    state = state_judged(config, data, way)
     real = Batches(data.images.to(config.device), config.batch_size, config.seed)(0)
     healthy = torch.ones((), dtype=torch.bool, device=config.device)
 
@@ -293,9 +311,19 @@ def critic_step_alone(config: AdversarialConfig, data: ImageData, judged: Judge,
     def step() -> None:
         nonlocal healthy
         with deterministic(config.device):
-            _, healthy = critic_step(state, config, real, fakes() if made else given, healthy, judged)
+            _, healthy = critic_step(state, config, real, fakes() if made else given, healthy, JUDGES[way])
 
     return step
+
+
+def state_judged(config: AdversarialConfig, data: ImageData, way: str) -> State:
+    """The state of a run at its first step whose critic is judged in one of the JUDGES' ways."""
+    state = new_state(config, same_networks(config, data), config.device)
+    if way == "none":
+        state.written_critic = write_critic(state.critic, state.critic_optimizer, config, "none")
+    if way == "double_backward":
+        state.written_critic = None
+    return state
 
 
 # ---- clocks and counters --------------------------------------------------------------------------------------------------------------------
@@ -395,6 +423,9 @@ OTHERS = {
 }
 
 
+LIMITS = {"textbook": "periplus / fastest textbook", "memory": "periplus / floats in memory"}
+
+
 def tables(record: Record) -> Iterator[tuple[list[str], list[list[str]]]]:
     """What was measured as header and rows for `periplus.console.table`, for each batch size."""
     for size in record["batch_sizes"]:
@@ -404,6 +435,7 @@ def tables(record: Record) -> Iterator[tuple[list[str], list[list[str]]]]:
             "textbook on floats in memory, images/s": size["images_per_second"]["memory"],
             "periplus / fastest textbook on pictures": size["ratio"]["textbook"],
             **{f"periplus / {OTHERS[name]}": found for name, found in size["ratio"].items() if name != "textbook"},
+            **{f"{words}, had ours only its products to do": size["ratio_limit"][name] for name, words in LIMITS.items()},
             **{f"{kind} product, GFLOP/s": found for kind, found in size["product_gflop_per_second"].items()},
             "products of our step, GFLOP/s": size["step_gflop_per_second"],
             **{f"share of the {kind} product, our step in it": found for kind, found in size["share_of_product"].items()},

@@ -35,6 +35,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -104,6 +105,10 @@ def relativistic_critic_loss(real_score: Tensor, fake_score: Tensor, dim: int | 
 def relativistic_generator_loss(real_score: Tensor, fake_score: Tensor, dim: int | None = None) -> Tensor:
     """E softplus(D(x) - D(G(z))): the critic's loss with the roles exchanged; a scalar in nats."""
     return softplus(real_score - fake_score).mean(dim)
+
+
+Penalty = Literal["none", "interpolated", "zero-centred"]
+"""interpolated: (|grad D| - 1)^2 between real and fake images. zero-centred: |grad D|^2 on real images and on fakes, R1 + R2."""
 
 
 def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -26,7 +26,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ from periplus.config import AdversarialConfig
 from periplus.data import ImageData
 from periplus.errors import Interrupted, RunError, UsageError
 from periplus.networks import AdversarialNetworks, ImageShape, has_batch_norm, place, recalibrate_batch_norm
-from periplus.passes import MatrixChain, matrix_chain, paint
+from periplus.objectives import Penalty
 from periplus.pictures import image_grid
 from periplus.piecewise import PiecewiseLinear, piecewise_linear
 from periplus.runs import SAMPLES, codes, load_module
@@ -63,6 +62,7 @@ from periplus.training.steps import (
     steps_in_all,
     to_float,
 )
+from periplus.training.written import WrittenCritic, WrittenGenerator, write_critic, write_generator
 
 #: What a step measures; metrics.jsonl holds the means since the line before.
 MEASURES = ("critic_loss", "generator_loss", "penalty", "real_score", "fake_score", "critic_gradient_norm", "generator_gradient_norm")
@@ -83,6 +83,9 @@ class State:
     """Sums of MEASURES since the last line of metrics, float64."""
     paths: PathTerm | None = None
     """With a path weight: what is paid for passages."""
+    written_critic: WrittenCritic | None = None
+    written_generator: WrittenGenerator | None = None
+    """Passes and gradients that are written out; None where they are left to automatic differentiation."""
     summed: int = 0
     step: int = 0
 
@@ -114,13 +117,14 @@ def new_state(config: AdversarialConfig, networks: AdversarialNetworks, device: 
     generator, critic = (place(network, device).train() for network in networks)
     ema = copy.deepcopy(generator).requires_grad_(False)
     sums = torch.zeros(len(MEASURES), dtype=torch.float64, device=device)
-    return State(generator, critic, ema, new_optimizer(generator, config), new_optimizer(critic, config), sums)
+    state = State(generator, critic, ema, new_optimizer(generator, config), new_optimizer(critic, config), sums)
+    state.written_critic = write_critic(critic, state.critic_optimizer, config, PENALTIES[config.model])
+    state.written_generator = write_generator(generator, state.generator_optimizer, config)
+    return state
 
 
 # ---- scores and penalties -------------------------------------------------------------------------------------------------------------------
 
-Penalty = Literal["none", "interpolated", "zero-centred"]
-"""interpolated: (|grad D| - 1)^2 between real and fake images. zero-centred: |grad D|^2 on real images and on fakes, R1 + R2."""
 Judge = Callable[[nn.Module, Tensor, Tensor, Penalty], tuple[Tensor, Tensor, Tensor]]
 """Critic, real images and fakes (B, C, H, W) to scores of both, (B,) each, and the unweighted penalty."""
 PENALTIES: dict[str, Penalty] = {"gan": "none", "wgan-gp": "interpolated", "rpgan": "zero-centred"}
@@ -165,9 +169,6 @@ def judge(critic: nn.Module, real: Tensor, fake: Tensor, penalty: Penalty) -> tu
 
 def judge_first_order(chain: PiecewiseLinear, real: Tensor, fake: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
     """`judge` for a chain of affine maps and rectifiers: no graph of a graph, and the first map is applied to each image once."""
-    matrices = matrix_chain(chain)
-    if matrices is not None:
-        return judge_matrices(matrices, real, fake, penalty)
     h = chain.first(torch.cat([real, fake]))
     score, received = chain.scores(h)
     real_score, fake_score = objectives.check_scores(score, 2 * len(real)).float().chunk(2)
@@ -178,20 +179,6 @@ def judge_first_order(chain: PiecewiseLinear, real: Tensor, fake: Tensor, penalt
         return real_score, fake_score, objectives.norm_penalty(gradient).mean()
     gradient = chain.gradient(received, real.shape[1:])
     return real_score, fake_score, 2 * objectives.squared_norm(gradient).mean()
-
-
-def judge_matrices(chain: MatrixChain, real: Tensor, fake: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
-    """`judge` for a chain of matrices, whose backward pass is written out."""
-    interpolated = penalty == "interpolated"
-    score, square = chain.judge(real, fake, objectives.interpolation_weights(real).flatten(1) if interpolated else None)
-    real_score, fake_score = score.float().chunk(2)
-    return real_score, fake_score, objectives.penalty_of_square(square).mean() if interpolated else 2 * square.mean()
-
-
-def scores_for_images(critic: nn.Module, images: Tensor) -> Tensor:
-    """`scores` as a function of the images alone: what the generator's step needs."""
-    matrices = matrix_chain(piecewise_linear(critic))
-    return scores(critic, images) if matrices is None else matrices.score(images).float()
 
 
 def judge_second_order(critic: nn.Module, real: Tensor, fake: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,7 +210,7 @@ def train_step(state: State, config: AdversarialConfig, batches: Batches, health
     for k in range(config.critic_steps):
         real = batches(state.step * config.critic_steps + k)
         with torch.set_grad_enabled(k == config.critic_steps - 1):  # the generator learns from the last ones alone
-            fake = make_fakes(state, config, real)
+            fake = make_fakes(state, config, real, with_graph=visit is not None)
         shown = fake if visit is None else with_path_points(fake, visit)
         critic_measures, healthy = critic_step(state, config, real, shown, healthy)
     generator_measures, healthy = generator_step(state, config, real, fake, healthy, visit)
@@ -236,26 +223,83 @@ def train_step(state: State, config: AdversarialConfig, batches: Batches, health
 def critic_step(state: State, config: AdversarialConfig, real: Tensor, fake: Tensor, healthy: Tensor, judged: Judge = judge) -> tuple[Tensor, Tensor]:
     """One optimiser step of the critic on real images and fakes (B, C, H, W). Returns (measures (5,), healthy): see `apply_gradients`.
 
-    The fakes may carry the generator's graph: nothing here goes into it.
+    The fakes may carry the generator's graph: nothing here goes into it. judged: how a critic is judged that is not written out.
     """
+    if state.written_critic is not None and state.written_critic.fits(real):
+        return written_critic_step(state.written_critic, config, real, fake.detach(), healthy)
     with autocast(config):
         real_score, fake_score, penalty = judged(state.critic, real, fake.detach(), PENALTIES[config.model])
         loss = CRITIC_LOSSES[config.model](real_score, fake_score) + penalty_factor(config) * penalty
     norm, healthy = apply_gradients(state.critic_optimizer, loss, healthy)
-    return torch.stack([loss, penalty, real_score.mean(), fake_score.mean(), norm]).detach(), healthy
+    return critic_measures(loss, penalty, real_score, fake_score, norm), healthy
+
+
+def written_critic_step(written: WrittenCritic, config: AdversarialConfig, real: Tensor, fake: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
+    """`critic_step` by written passes: the loss is differentiated by scores and squared slopes, and these by the weights."""
+    passes, interpolated = written.passes, written.passes.penalty == "interpolated"
+    score, square = passes.judge(real, fake, objectives.interpolation_weights(real).flatten(1) if interpolated else None)
+    score.requires_grad_(), square.requires_grad_()
+    real_score, fake_score = score.float().chunk(2)
+    penalty = penalty_of_squares(square, passes.penalty)
+    loss = CRITIC_LOSSES[config.model](real_score, fake_score) + penalty_factor(config) * penalty
+    passes.gradients(*torch.autograd.grad(loss, [score, square] if passes.sloped else [score]))
+    norm, healthy = written.gradients.apply(loss, healthy)
+    return critic_measures(loss, penalty, real_score, fake_score, norm), healthy
+
+
+def penalty_of_squares(square: Tensor, penalty: Penalty) -> Tensor:
+    """The unweighted penalty from squared slopes: (B,) between real images and fakes, or (2 B,) at both."""
+    if penalty == "none":
+        return square.new_zeros(())
+    return objectives.penalty_of_square(square).mean() if penalty == "interpolated" else 2 * square.mean()
+
+
+def critic_measures(loss: Tensor, penalty: Tensor, real_score: Tensor, fake_score: Tensor, norm: Tensor) -> Tensor:
+    """What is measured at a step of the critic, (5,)."""
+    return torch.stack([loss, penalty, real_score.mean(), fake_score.mean(), norm]).detach()
 
 
 def generator_step(
     state: State, config: AdversarialConfig, real: Tensor, fake: Tensor, healthy: Tensor, visit: Visit | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One optimiser step of the generator that has made these fakes (B, C, H, W), and the images of a visit. Returns (measures (2,), healthy)."""
+    """One optimiser step of the generator that has made these fakes (B, C, H, W), and the images of a visit. Returns (measures (2,), healthy).
+
+    Raises ValueError for fakes that the generator cannot learn from: without its graph, and not the last that it painted.
+    """
+    written = state.written_generator
+    if written is not None and written.fake is fake:
+        loss, gradient = loss_for_fakes(state, config, real, fake)
+        written.passes.gradients(gradient)
+        norm, healthy = written.gradients.apply(loss, healthy)
+        return torch.stack([loss, norm]), healthy
+    if not fake.requires_grad:
+        raise ValueError("these fakes carry no graph, and are not the last that `make_fakes` made: the generator cannot learn from them")
     with autocast(config):
         with torch.no_grad():
             real_score = scores(state.critic, real) if config.model == "rpgan" else None
-        loss = generator_loss(config, scores_for_images(state.critic, fake), real_score)
+        loss = generator_loss(config, scores(state.critic, fake), real_score)
         total = loss if visit is None else loss + path_loss(state, config, visit, real_score)
     norm, healthy = apply_gradients(state.generator_optimizer, total, healthy)
     return torch.stack([loss, norm]).detach(), healthy
+
+
+def loss_for_fakes(state: State, config: AdversarialConfig, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """The generator's loss on fakes (B, C, H, W), and its gradient by them, (B, ...)."""
+    paired, written = config.model == "rpgan", state.written_critic
+    if written is not None and written.fits(real):
+        score = written.passes.score(fake, real if paired else None).requires_grad_()
+        of_images = score.float()
+        real_score, fake_score = of_images.detach().chunk(2)[0] if paired else None, of_images[-len(fake) :]
+        loss = generator_loss(config, fake_score, real_score)
+        (found,) = torch.autograd.grad(loss, score)
+        return loss.detach(), written.passes.pull_back(found[-len(fake) :])
+    with autocast(config):
+        with torch.no_grad():
+            real_score = scores(state.critic, real) if paired else None
+        leaf = fake.detach().requires_grad_()
+        shown = leaf.view_as(leaf)  # torch's counter of operations, of which `bench` makes use, does not bear a leaf that is given to a module
+        loss = generator_loss(config, scores(state.critic, shown), real_score)
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
 
 def path_loss(state: State, config: AdversarialConfig, visit: Visit, real_score: Tensor | None) -> Tensor:
@@ -265,7 +309,7 @@ def path_loss(state: State, config: AdversarialConfig, visit: Visit, real_score:
     """
     images = visit.inner()
     paired = None if real_score is None else real_score[torch.arange(len(images), device=real_score.device) % len(real_score)]
-    realism = generator_loss(config, scores_for_images(state.critic, images), paired)
+    realism = generator_loss(config, scores(state.critic, images), paired)
     if state.paths is not None:
         state.paths.add(visit, realism)
     return config.path_weight * EVERY * visit.scores.mean() + realism
@@ -279,10 +323,17 @@ def with_path_points(fake: Tensor, visit: Visit) -> Tensor:
     return torch.cat([fake[: len(fake) - count].detach(), chosen])
 
 
-def make_fakes(state: State, config: AdversarialConfig, like: Tensor) -> Tensor:
-    """Fakes (B, C, H, W) of fresh codes for a batch like this one, with the generator's graph."""
+def make_fakes(state: State, config: AdversarialConfig, like: Tensor, with_graph: bool = False) -> Tensor:
+    """Fakes (B, C, H, W) of fresh codes for a batch like this one, for `generator_step`.
+
+    Written passes make them without a graph, in memory that the next ones overwrite, unless `with_graph` asks for it; others have the generator's.
+    """
+    drawn, written = draw_codes(config, like), state.written_generator
+    if written is not None and len(like) == written.passes.batch and not with_graph:
+        written.fake = written.passes.paint(drawn)
+        return written.fake
     with autocast(config):
-        fake = paint(state.generator, draw_codes(config, like))
+        fake: Tensor = state.generator(drawn)
     return fake.to(like.dtype)
 
 

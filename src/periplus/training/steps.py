@@ -136,13 +136,36 @@ def apply_gradients(optimizer: torch.optim.Adam, loss: Tensor, healthy: Tensor) 
     """
     parameters = [p for p in optimizer.param_groups[0]["params"] if p.requires_grad]  # a walk through the modules would take longer than a layer
     gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-    norm = total_norm(gradients)
-    healthy = healthy & loss.isfinite() & norm.isfinite()
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = laid_out_like(parameter, gradient)
+    return step_if_healthy(optimizer, loss, total_norm(gradients), healthy)
+
+
+def step_if_healthy(optimizer: torch.optim.Adam, loss: Tensor, norm: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
+    """The optimiser's step with the gradients that its parameters have, of this norm; see `apply_gradients`."""
+    healthy = healthy & (loss.detach() + norm).isfinite()
     optimizer.found_inf = (~healthy).to(torch.float32)  # type: ignore[attr-defined]
     adam_step(optimizer)
     return norm, healthy
+
+
+class GradientRows:
+    """Gradients of an optimiser's parameters, one after the other in one row, for those who write them there themselves: their norm is one product.
+
+    `of` maps each parameter to its part. The parameters are of one type and device.
+    """
+
+    def __init__(self, optimizer: torch.optim.Adam) -> None:
+        parameters = optimizer.param_groups[0]["params"]
+        self.optimizer, self.row = optimizer, torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
+        parts = self.row.split([p.numel() for p in parameters])
+        self.of: dict[Tensor, Tensor] = {p: part.view(p.shape) for p, part in zip(parameters, parts, strict=True)}
+
+    def apply(self, loss: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
+        """`apply_gradients` of a loss whose gradients lie here."""
+        for parameter, gradient in self.of.items():
+            parameter.grad = gradient
+        return step_if_healthy(self.optimizer, loss, torch.dot(self.row, self.row).sqrt(), healthy)
 
 
 def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
