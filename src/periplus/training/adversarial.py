@@ -225,7 +225,7 @@ def critic_step(state: State, config: AdversarialConfig, real: Tensor, fake: Ten
 
     The fakes may carry the generator's graph: nothing here goes into it. judged: how a critic is judged that is not written out.
     """
-    if state.written_critic is not None and state.written_critic.fits(real):
+    if state.written_critic is not None and state.written_critic.fits(real, fake):
         return written_critic_step(state.written_critic, config, real, fake.detach(), healthy)
     with autocast(config):
         real_score, fake_score, penalty = judged(state.critic, real, fake.detach(), PENALTIES[config.model])
@@ -286,7 +286,7 @@ def generator_step(
 def loss_for_fakes(state: State, config: AdversarialConfig, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     """The generator's loss on fakes (B, C, H, W), and its gradient by them, (B, ...)."""
     paired, written = config.model == "rpgan", state.written_critic
-    if written is not None and written.fits(real):
+    if written is not None and written.fits(real, fake):
         score = written.passes.score(fake, real if paired else None).requires_grad_()
         of_images = score.float()
         real_score, fake_score = of_images.detach().chunk(2)[0] if paired else None, of_images[-len(fake) :]

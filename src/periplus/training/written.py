@@ -23,9 +23,9 @@ class WrittenCritic:
     passes: CriticPasses
     gradients: GradientRows
 
-    def fits(self, real: Tensor) -> bool:
-        """Whether the passes are for batches like this one."""
-        return len(real) == self.passes.batch
+    def fits(self, real: Tensor, fake: Tensor) -> bool:
+        """Whether the passes are for so many real images and fakes."""
+        return len(real) == len(fake) == self.passes.batch
 
 
 @dataclass
