@@ -243,12 +243,12 @@ def test_the_critic_learns_of_images_along_paths(digits: ImageData):
     inner = visit.inner().detach()
     assert all(bool((inner == image).flatten(1).all(1).any()) for image in shown[24:])
     # and what the generator pays for them is its loss by that critic
-    before = float(adversarial.path_loss(state, config, visit, None).detach())
+    before = float(adversarial.path_loss(state, config, visit, fake).detach())
     free = dataclasses.replace(config, path_weight=0.0)
     realism = float(-state.critic(visit.inner()).mean().detach())
-    assert float(adversarial.path_loss(state, free, visit, None).detach()) == pytest.approx(realism, rel=1e-5)
+    assert float(adversarial.path_loss(state, free, visit, fake).detach()) == pytest.approx(realism, rel=1e-5)
     assert before - realism == pytest.approx(EVERY * float(visit.scores.mean().detach()), rel=1e-5)
-    paired = adversarial.path_loss(state, dataclasses.replace(free, model="rpgan"), visit, torch.zeros(5))  # fewer real images than images on paths
+    paired = adversarial.path_loss(state, dataclasses.replace(free, model="rpgan"), visit, fake[:5])  # fewer real images than images on paths
     assert bool(paired.isfinite())
 
 

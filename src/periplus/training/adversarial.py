@@ -210,7 +210,7 @@ def train_step(state: State, config: AdversarialConfig, batches: Batches, health
     for k in range(config.critic_steps):
         real = batches(state.step * config.critic_steps + k)
         with torch.set_grad_enabled(k == config.critic_steps - 1):  # the generator learns from the last ones alone
-            fake = make_fakes(state, config, real, with_graph=visit is not None)
+            fake = make_fakes(state, config, real)
         shown = fake if visit is None else with_path_points(fake, visit)
         critic_measures, healthy = critic_step(state, config, real, shown, healthy)
     generator_measures, healthy = generator_step(state, config, real, fake, healthy, visit)
@@ -270,15 +270,14 @@ def generator_step(
     if written is not None and written.fake is fake:
         loss, gradient = loss_for_fakes(state, config, real, fake)
         written.passes.gradients(gradient)
-        norm, healthy = written.gradients.apply(loss, healthy)
+        total = loss if visit is None else loss + written.gradients.add(path_loss(state, config, visit, real))
+        norm, healthy = written.gradients.apply(total, healthy)
         return torch.stack([loss, norm]), healthy
     if not fake.requires_grad:
         raise ValueError("these fakes carry no graph, and are not the last that `make_fakes` made: the generator cannot learn from them")
     with autocast(config):
-        with torch.no_grad():
-            real_score = scores(state.critic, real) if config.model == "rpgan" else None
-        loss = generator_loss(config, scores(state.critic, fake), real_score)
-        total = loss if visit is None else loss + path_loss(state, config, visit, real_score)
+        loss = generator_loss(config, scores(state.critic, fake), scores_beside(state, config, real))
+        total = loss if visit is None else loss + path_loss(state, config, visit, real)
     norm, healthy = apply_gradients(state.generator_optimizer, total, healthy)
     return torch.stack([loss, norm]).detach(), healthy
 
@@ -294,22 +293,28 @@ def loss_for_fakes(state: State, config: AdversarialConfig, real: Tensor, fake: 
         (found,) = torch.autograd.grad(loss, score)
         return loss.detach(), written.passes.pull_back(found[-len(fake) :])
     with autocast(config):
-        with torch.no_grad():
-            real_score = scores(state.critic, real) if paired else None
         leaf = fake.detach().requires_grad_()
         shown = leaf.view_as(leaf)  # torch's counter of operations, of which `bench` makes use, does not bear a leaf that is given to a module
-        loss = generator_loss(config, scores(state.critic, shown), real_score)
+        loss = generator_loss(config, scores(state.critic, shown), scores_beside(state, config, real))
     return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
 
-def path_loss(state: State, config: AdversarialConfig, visit: Visit, real_score: Tensor | None) -> Tensor:
+@torch.no_grad()
+def scores_beside(state: State, config: AdversarialConfig, real: Tensor) -> Tensor | None:
+    """Scores of the real images that rpgan's fakes are compared with, (B,); other generators are shown none."""
+    return scores(state.critic, real) if config.model == "rpgan" else None
+
+
+def path_loss(state: State, config: AdversarialConfig, visit: Visit, real: Tensor) -> Tensor:
     """What the generator pays for the paths of a visit: their U~, and realism, its own loss on images along them. Their ends are exact.
 
     The weight counts EVERY times, for the steps without a visit. Realism does not: on a path an image is a fake among others.
     """
     images = visit.inner()
-    paired = None if real_score is None else real_score[torch.arange(len(images), device=real_score.device) % len(real_score)]
-    realism = generator_loss(config, scores(state.critic, images), paired)
+    with autocast(config):
+        beside = scores_beside(state, config, real)
+        paired = None if beside is None else beside[torch.arange(len(images), device=beside.device) % len(beside)]
+        realism = generator_loss(config, scores(state.critic, images), paired)
     if state.paths is not None:
         state.paths.add(visit, realism)
     return config.path_weight * EVERY * visit.scores.mean() + realism
@@ -323,13 +328,13 @@ def with_path_points(fake: Tensor, visit: Visit) -> Tensor:
     return torch.cat([fake[: len(fake) - count].detach(), chosen])
 
 
-def make_fakes(state: State, config: AdversarialConfig, like: Tensor, with_graph: bool = False) -> Tensor:
+def make_fakes(state: State, config: AdversarialConfig, like: Tensor) -> Tensor:
     """Fakes (B, C, H, W) of fresh codes for a batch like this one, for `generator_step`.
 
-    Written passes make them without a graph, in memory that the next ones overwrite, unless `with_graph` asks for it; others have the generator's.
+    Written passes make them without a graph, in memory that the next ones overwrite; others have the generator's graph.
     """
     drawn, written = draw_codes(config, like), state.written_generator
-    if written is not None and len(like) == written.passes.batch and not with_graph:
+    if written is not None and len(like) == written.passes.batch:
         written.fake = written.passes.paint(drawn)
         return written.fake
     with autocast(config):

@@ -161,6 +161,12 @@ class GradientRows:
         parts = self.row.split([p.numel() for p in parameters])
         self.of: dict[Tensor, Tensor] = {p: part.view(p.shape) for p, part in zip(parameters, parts, strict=True)}
 
+    def add(self, loss: Tensor) -> Tensor:
+        """Add the gradient of a further loss, by automatic differentiation. Returns the loss without its graph."""
+        for gradient, more in zip(self.of.values(), torch.autograd.grad(loss, list(self.of), materialize_grads=True), strict=True):
+            gradient += more
+        return loss.detach()
+
     def apply(self, loss: Tensor, healthy: Tensor) -> tuple[Tensor, Tensor]:
         """`apply_gradients` of a loss whose gradients lie here."""
         for parameter, gradient in self.of.items():
