@@ -2,8 +2,9 @@
 
     PERIPLUS_DATA=/folder/with/mnist python benchmarks/written_step.py [--precision bfloat16]
 
-MNIST, the defaults of a model; short turns in an order drawn anew in each of --rounds rounds. `gain` is the time by automatic differentiation over the
-written one: the median of the rounds' ratios, and the 95 % interval of that median by order statistics. Writes benchmarks/results/written_step.json.
+MNIST, the defaults of a model; short turns in an order drawn anew in each of --rounds rounds. `gain` is the time by automatic differentiation over
+the written one: the median of the rounds' ratios, and the 95 % interval of that median by order statistics. Writes
+benchmarks/results/written_step.json.
 """
 
 from __future__ import annotations
@@ -59,12 +60,9 @@ def compare(config: periplus.AdversarialConfig, data: periplus.ImageData, rounds
             seconds_for(steps[name], 2, "cpu")
             seconds[-1][name] = seconds_for(steps[name], count, "cpu") / count
     ratios = sorted(turn["automatic"] / turn["written"] for turn in seconds)
-    low = int(binom.ppf(0.025, rounds, 0.5)) - 1
+    low = max(0, int(binom.ppf(0.025, rounds, 0.5)) - 1)
     told = {name: round(1e3 * statistics.median(turn[name] for turn in seconds), 2) for name in steps}
-    gain = {
-        "median": round(statistics.median(ratios), 3),
-        "interval": [round(ratios[max(0, low)], 3), round(ratios[min(rounds - 1, rounds - 1 - low)], 3)],
-    }
+    gain = {"median": round(statistics.median(ratios), 3), "interval": [round(ratios[k], 3) for k in (low, rounds - 1 - low)]}
     return {"model": config.model, "batch_size": config.batch_size, "rounds": rounds, "steps_per_turn": count, "milliseconds": told, "gain": gain}
 
 
