@@ -352,6 +352,23 @@ def shared_and_unused() -> nn.Module:
     return critic
 
 
+@pytest.mark.parametrize("where", ["weight", "module"])
+def test_a_hook_on_a_gradient_is_called(where: str, digits: ImageData) -> None:
+    """Own networks may watch or change the gradients of their weights: written passes would go by them in silence."""
+    config = AdversarialConfig("wgan-gp", batch_size=32, latent_dim=8, device="cpu", precision="float32").resolve(len(digits))
+    networks, called = AdversarialNetworks(MLPGenerator(8, (1, 8, 8)), MLPCritic((1, 8, 8))), []
+    for network in networks:
+        if where == "weight":
+            next(network.parameters()).register_hook(lambda gradient: called.append(gradient.shape))
+        else:
+            network.head.register_full_backward_hook(lambda module, into, out: called.append(module.weight.shape))
+    state = new_state(config, networks, "cpu")
+    assert state.written_critic is None and state.written_generator is None
+    assert train_step(state, config, Batches(digits.images, 32, 0), torch.tensor(True))
+    watched = [next(network.parameters()) if where == "weight" else network.head.weight for network in networks]
+    assert set(called) == {weight.shape for weight in watched}
+
+
 @pytest.mark.parametrize("make", [Unused, frozen_bias, shared_layer, shared_and_unused, lambda: MLPCritic((1, 8, 8), widths=(6, 6), dropout=0.1)])
 def test_what_does_not_fit_is_left_to_automatic_differentiation(make: Callable[[], nn.Module], digits: ImageData) -> None:
     """Gradients that would be written to nowhere, where none is wanted, or twice to the same place. Such a critic trains."""

@@ -1,7 +1,7 @@
 """The adversarial loop: GAN, WGAN-GP and the relativistic GAN with R1 + R2.
 
 One generator step is: `critic_steps` steps of the critic, each on a fresh batch and on fresh fakes, one step of the generator with the last of these
-fakes, one update of its running average (EMA). The generator makes a batch once, with its graph; the critic sees it without.
+fakes, one update of its running average (EMA). The generator makes a batch once, for both: the critic learns nothing of how it was made.
 
 Three habits make a run repeatable to the bit, and cheap to interrupt:
 

@@ -40,7 +40,7 @@ class WrittenGenerator:
 def write_critic(critic: nn.Module, optimizer: torch.optim.Adam, config: AdversarialConfig, penalty: Penalty) -> WrittenCritic | None:
     """Passes of a critic with this penalty; None where it is no chain of matrices, or its gradients must find their places otherwise."""
     chain = matrix_chain(piecewise_linear(critic))
-    if chain is None or not can_be_written(optimizer, config, (p for layer in chain.layers for p in layer.parameters())):
+    if chain is None or not can_be_written(critic, optimizer, config, (p for layer in chain.layers for p in layer.parameters())):
         return None
     gradients = GradientRows(optimizer)
     return WrittenCritic(CriticPasses(chain, config.batch_size, penalty, gradients.of, working_type(config, gradients)), gradients)
@@ -49,17 +49,21 @@ def write_critic(critic: nn.Module, optimizer: torch.optim.Adam, config: Adversa
 def write_generator(generator: nn.Module, optimizer: torch.optim.Adam, config: AdversarialConfig) -> WrittenGenerator | None:
     """Passes of a generator; None where it is no mlp of ours, or its gradients must find their places otherwise."""
     blocks = plain_blocks(generator)
-    if blocks is None or not isinstance(generator, MLPGenerator) or not can_be_written(optimizer, config, generator.parameters()):
+    if blocks is None or not isinstance(generator, MLPGenerator) or not can_be_written(generator, optimizer, config, generator.parameters()):
         return None
     gradients = GradientRows(optimizer)
     return WrittenGenerator(GeneratorPasses(blocks, generator, config.batch_size, gradients.of, working_type(config, gradients)), gradients)
 
 
-def can_be_written(optimizer: torch.optim.Adam, config: AdversarialConfig, known: Iterable[nn.Parameter]) -> bool:
-    """Whether these are all that the optimiser moves, each once, all of one type. On the host alone: on a GPU it has not been measured."""
+def can_be_written(network: nn.Module, optimizer: torch.optim.Adam, config: AdversarialConfig, known: Iterable[nn.Parameter]) -> bool:
+    """Whether these are all that the network's optimiser moves, each once, all of one type, and no hook waits for gradients to pass by.
+
+    On the host alone: on a GPU it has not been measured.
+    """
     parameters, found = optimizer.param_groups[0]["params"], list(known)
     alike = len({p.dtype for p in parameters}) == 1 and all(p.requires_grad for p in parameters)
-    return on_host(config) and alike and len(found) == len(parameters) and set(found) == set(parameters)
+    hooked = any(p._backward_hooks for p in parameters) or any(m._backward_hooks or m._backward_pre_hooks for m in network.modules())
+    return on_host(config) and alike and not hooked and len(found) == len(parameters) and set(found) == set(parameters)
 
 
 def working_type(config: AdversarialConfig, gradients: GradientRows) -> torch.dtype:
